@@ -1,0 +1,267 @@
+"""The contract between an engine and the suite.
+
+An adapter is three small classes: an ``Engine`` that loads checkpoints, the ``Model`` that it returns, and the
+``Session`` (a KV cache) that a model opens. Override what the engine can do and leave the rest: what an adapter
+overrides is what the suite exercises. Token ids go in, scores come out.
+
+This module imports the standard library and NumPy alone, so that it runs in the engine's own environment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import numpy as np
+
+DType = Literal["float64", "float32", "tf32", "bfloat16", "float16", "fp8_e4m3", "fp8_e5m2", "q8_0", "int8"]
+Array = np.ndarray
+
+
+class NotOffered(Exception):
+    """The engine does not have this ability. The suite reports ``unsupported`` with this message."""
+
+
+class Refused(Exception):
+    """The engine declines this input on purpose (a shape, an id out of range, an empty prompt, the context limit)."""
+
+
+def _check_literals(record: Any) -> None:
+    """Raise ValueError if a field annotated with a ``Literal`` holds a value outside it."""
+    hints = get_type_hints(type(record))
+    for one in fields(record):
+        hint, value = hints[one.name], getattr(record, one.name)
+        if get_origin(hint) is Literal and value not in get_args(hint):
+            allowed = ", ".join(map(str, get_args(hint)))
+            raise ValueError(f"{type(record).__name__}.{one.name} is {value!r}; it may be one of: {allowed}.")
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What the suite will ask of one loaded checkpoint. Many engines must fix these when they start."""
+
+    max_tokens: int = 256
+    """Longest sequence, prompt and continuation together."""
+    max_rows: int = 8
+    """Most sequences in one ``score_batch`` or ``generate`` call."""
+    max_sessions: int = 8
+    """Most sessions open at the same time."""
+    top_n: int = 0
+    """Most log-probabilities a step that a ``generate`` request will ask for; 0 asks for none."""
+    regime: str | None = None
+    """One of the names of ``Engine.regimes()``; None is the engine's default way of working."""
+
+
+@dataclass(frozen=True)
+class Precision:
+    """The number formats that set the error budget. Declare what the engine really computes in."""
+
+    weights: DType = "float32"
+    """Format in which the weights take part in products."""
+    compute: DType = "float32"
+    """Format to which results between operations are rounded. Products may accumulate in something wider."""
+    kv_cache: DType = "float32"
+    """Format in which cached keys and values are stored."""
+    scores: DType = "float32"
+    """Format of the returned scores before the adapter widens them."""
+
+    __post_init__ = _check_literals
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What engines may legitimately choose. The suite holds the engine to what it declares here."""
+
+    scores: Literal["logits", "log-probabilities", "unspecified"] = "unspecified"
+    """What ``score`` and ``extend`` return. Either way a row is judged up to a constant."""
+    logprobs: Literal["raw", "processed", "unspecified"] = "unspecified"
+    """Stage of the log-probabilities of ``generate``: of the model's own scores (raw), or after temperature and
+    filters (processed)."""
+    ties: Literal["first", "last", "random", "unspecified"] = "unspecified"
+    """Which of several ids with the same top score greedy decoding takes: the lowest id, the highest, or any."""
+    sampler_order: tuple[str, ...] | None = None
+    """Order in which filters apply, such as ("temperature", "top_k", "top_p", "min_p"). None is unspecified."""
+    temperature_zero: Literal["greedy", "refused", "unspecified"] = "unspecified"
+    """What ``temperature=0`` does."""
+    stop_token: Literal["returned", "dropped", "unspecified"] = "unspecified"
+    """Whether ``Completion.tokens`` ends with the stop id that ended it."""
+    stop_text: Literal["returned", "dropped", "unspecified"] = "unspecified"
+    """Whether ``Completion.text`` holds the stop string that ended it."""
+    min_tokens: Literal["mask", "ignore", "unspecified"] = "unspecified"
+    """Before ``min_new_tokens`` a stop id cannot be drawn (mask), or is drawn and does not stop (ignore)."""
+    context_limit: Literal["refused", "stops", "unspecified"] = "unspecified"
+    """Past ``Model.max_length`` the request is refused, or the row ends with reason ``length``."""
+    empty_prompt: Literal["refused", "empty", "unspecified"] = "unspecified"
+    """``score([])`` is refused, or gives an array of no rows."""
+    batch_invariant: bool = False
+    """A row's scores are the same bits whatever else is in the batch. The suite then demands bit-equality."""
+
+    __post_init__ = _check_literals
+
+
+@dataclass(frozen=True)
+class Request:
+    """One prompt to continue. None means OFF: send the engine its neutral value, since engines have defaults."""
+
+    prompt: tuple[int, ...]
+    """Token ids, at least one. Nothing may be added to them."""
+    max_new_tokens: int = 16
+    """At most this many new tokens."""
+    min_new_tokens: int = 0
+    """No stop takes effect before this many new tokens."""
+    temperature: float | None = None
+    """None is greedy decoding; otherwise scores are divided by it before drawing."""
+    top_k: int | None = None
+    """Keep the k most probable ids."""
+    top_p: float | None = None
+    """Keep the smallest set of most probable ids whose mass reaches p, the crossing id included."""
+    min_p: float | None = None
+    """Keep ids whose probability is at least min_p times the greatest."""
+    seed: int | None = None
+    """Seed of this request's draws; None leaves the choice to the engine."""
+    stop_ids: tuple[int, ...] = ()
+    """Ids that end the row. They replace the checkpoint's EOS ids; empty means that no id stops."""
+    stop_strings: tuple[str, ...] = ()
+    """Strings whose first appearance in the new text ends the row."""
+    stop_sequences: tuple[tuple[int, ...], ...] = ()
+    """Sequences of ids whose appearance at the end of the new tokens ends the row."""
+    n: int = 1
+    """Independent completions of this prompt."""
+    logprobs: int | None = None
+    """Return the log-probabilities of at least the n most probable ids a step."""
+    stream: bool = False
+    """Also return the pieces as they would have been streamed."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "prompt", tuple(self.prompt))
+        object.__setattr__(self, "stop_ids", tuple(self.stop_ids))
+        object.__setattr__(self, "stop_strings", tuple(self.stop_strings))
+        object.__setattr__(self, "stop_sequences", tuple(tuple(ids) for ids in self.stop_sequences))
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What one request produced."""
+
+    tokens: tuple[int, ...]
+    """The new token ids, without the prompt."""
+    finish_reason: Literal["stop", "length", "unspecified"] = "unspecified"
+    """Why the row ended: a stop id, string or sequence; the length limit; or the engine does not say."""
+    text: str | None = None
+    """The new text; None where the engine has no tokenizer."""
+    logprobs: tuple[Mapping[int, float], ...] | None = None
+    """A step: id to natural-log probability. None where it was not asked for."""
+    pieces: tuple[tuple[int, ...], ...] | None = None
+    """With ``stream``: the new tokens in the portions in which they were handed out."""
+    cached_tokens: int | None = None
+    """How many prompt tokens were taken from a prefix cache; None where the engine does not say."""
+
+    def __post_init__(self) -> None:
+        _check_literals(self)
+        object.__setattr__(self, "tokens", tuple(self.tokens))
+
+
+class Session:
+    """One KV cache that grows. Positions continue from its length."""
+
+    def extend(self, tokens: Sequence[int]) -> Array:
+        """Append ``tokens`` and return their scores, [n, V]; row i is for the token that follows tokens[i]."""
+        raise NotOffered("extend")
+
+    def fork(self) -> Session:
+        """Return an independent copy that holds the same tokens."""
+        raise NotOffered("fork")
+
+    def truncate(self, length: int) -> None:
+        """Forget all but the first ``length`` tokens."""
+        raise NotOffered("truncate")
+
+    def cache_bytes(self) -> int:
+        """Bytes allocated now for this session's keys and values."""
+        raise NotOffered("cache_bytes")
+
+    def close(self) -> None:
+        """Release the cache. The default does nothing."""
+
+
+class Model:
+    """A loaded checkpoint."""
+
+    vocab_size: int = 0
+    """V, the number of columns of every array of scores. Required."""
+    max_length: int | None = None
+    """Most tokens a sequence may hold; None where there is no limit."""
+    slots: int | None = None
+    """Rows that the engine really runs side by side; None where it does not say."""
+
+    def score(self, tokens: Sequence[int]) -> Array:
+        """Scores of one sequence in one pass, [T, V]; row t is for the token that follows tokens[t].
+
+        Scores are logits or log-probabilities: each row is defined up to a constant.
+        """
+        raise NotOffered("score")
+
+    def score_batch(self, sequences: Sequence[Sequence[int]]) -> list[Array]:
+        """Scores of several sequences of different lengths in one call, a [T_b, V] array each, without padding."""
+        raise NotOffered("score_batch")
+
+    def open(self) -> Session:
+        """Return a session with an empty KV cache."""
+        raise NotOffered("open")
+
+    def generate(self, requests: Sequence[Request]) -> list[Completion]:
+        """Continue all requests in one batch. Completions come in the order of the requests, ``n`` for each."""
+        raise NotOffered("generate")
+
+    def close(self) -> None:
+        """Release the weights. The default does nothing."""
+
+
+class Engine:
+    """An inference engine. The constructor takes ``--option KEY=VALUE`` as keyword arguments, all of them strings."""
+
+    name: str = ""
+    """Short name for reports. Required."""
+    version: str = "unknown"
+    """Version of the engine (not of the adapter)."""
+    format: Literal["hf", "gguf"] = "hf"
+    """Checkpoint format that ``load`` reads: a Hugging Face directory, or one GGUF file."""
+    precision: Precision = Precision()
+    choices: Choices = Choices()
+
+    def accepts(self, config: Mapping[str, Any]) -> str | None:
+        """Return why a checkpoint with this config.json cannot be loaded, or None if it can."""
+        return None
+
+    def regimes(self) -> Mapping[str, Mapping[str, Any]]:
+        """Other ways of working that must give the same scores: a name, and the settings that make it."""
+        return {}
+
+    def load(self, checkpoint: Path, needs: Needs) -> Model:
+        """Load the checkpoint in the regime ``needs.regime``. Raise Refused with the reason if it is not sound."""
+        raise NotOffered("load")
+
+    def close(self) -> None:
+        """Release everything. The default does nothing."""
+
+
+@dataclass(frozen=True)
+class Description:
+    """What an engine says of itself when it is started; the reply to ``hello``."""
+
+    name: str
+    version: str
+    format: str
+    precision: Precision
+    choices: Choices
+    regimes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    offers: tuple[str, ...] = ()
+
+
+def offered(thing: Engine | Model | Session) -> tuple[str, ...]:
+    """Names of the public methods that an adapter object overrides."""
+    base = next(cls for cls in (Engine, Model, Session) if isinstance(thing, cls))
+    names = [name for name, value in vars(base).items() if callable(value) and not name.startswith("_")]
+    return tuple(name for name in names if getattr(type(thing), name) is not getattr(base, name))
