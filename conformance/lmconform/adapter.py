@@ -66,8 +66,11 @@ class Precision:
     """Format in which cached keys and values are stored."""
     scores: DType = "float32"
     """Format of the returned scores before the adapter widens them."""
+    logprobs: DType = "float32"
+    """Format in which the log-probabilities of ``generate`` are computed from the scores."""
 
-    __post_init__ = _check_literals
+    def __post_init__(self) -> None:
+        _check_literals(self)
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,8 @@ class Choices:
     batch_invariant: bool = False
     """A row's scores are the same bits whatever else is in the batch. The suite then demands bit-equality."""
 
-    __post_init__ = _check_literals
+    def __post_init__(self) -> None:
+        _check_literals(self)
 
 
 @dataclass(frozen=True)

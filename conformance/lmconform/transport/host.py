@@ -1,0 +1,74 @@
+"""The engine's side of the wire: hosts an adapter in the engine's own environment and answers requests.
+
+Standard library and NumPy alone, Python 3.10 or newer. By hand:
+
+    echo '{"id": 1, "call": "hello", "arguments": {"protocol": 1}}' | python -m lmconform.transport.host my.py:MyEngine
+"""
+
+from __future__ import annotations
+
+import argparse
+import faulthandler
+import os
+import sys
+from collections.abc import Sequence
+from typing import BinaryIO
+
+from .dispatch import Dispatcher
+from .locate import construct
+
+
+def take_wire() -> tuple[BinaryIO, BinaryIO]:
+    """Return stdin and stdout for the wire, and leave the engine an empty stdin and stderr as its stdout.
+
+    Done on file descriptors, so that an engine that prints, from C too, cannot write into a message.
+    """
+    reader, writer = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    os.dup2(2, 1)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(line_buffering=True)
+    return reader, writer
+
+
+def serve(dispatcher: Dispatcher, reader: BinaryIO, writer: BinaryIO) -> None:
+    """Answer one request after the other until ``bye`` or the end of the input."""
+    for line in reader:
+        for buffer in dispatcher.answer(line):
+            writer.write(buffer)
+        writer.flush()
+        if dispatcher.finished:
+            return
+    dispatcher.close()  # whoever asked is gone; an adapter may have a server of its own to end
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Host the adapter that the command line names. Returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="lmconform.transport.host", description="Host an adapter on stdin and stdout."
+    )
+    parser.add_argument("target", help="module:Class or path/to/file.py:Class")
+    parser.add_argument("--option", action="append", default=[], metavar="KEY=VALUE", help="for the constructor")
+    given = parser.parse_args(arguments)
+    options = {}
+    for option in given.option:
+        key, equals, value = option.partition("=")
+        if not equals or not key:
+            parser.error(f"--option {option!r} is not of the form KEY=VALUE")
+        options[key] = value
+    reader, writer = take_wire()
+    faulthandler.enable()
+    try:
+        serve(Dispatcher(lambda: construct(given.target, options)), reader, writer)
+    except BrokenPipeError:
+        # Whoever asked is gone. Without this, closing the writer at exit would fail a second time.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), writer.fileno())
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

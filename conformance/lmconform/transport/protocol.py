@@ -1,0 +1,289 @@
+"""The wire: one line of JSON a message, and the bytes of large arrays after it. Standard library and NumPy alone.
+
+A request is ``{"id", "call", "arguments"}``, its reply ``{"id", "result"}`` or ``{"id", "error"}``; a reply that is
+followed by bytes says how many in ``"bytes"``. One request is under way at a time. ``schema.json`` describes every
+message; the tables below are the same in Python, and the tests hold the two together.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ..adapter import Choices, Completion, Needs, Precision, Request
+from . import arrays
+from .arrays import ArrayTag
+from .fields import (
+    Parser,
+    Violation,
+    anything,
+    at_least,
+    boolean,
+    built,
+    integer,
+    mapping,
+    one_of,
+    optional,
+    pair,
+    real,
+    record,
+    sequence,
+    text,
+)
+
+VERSION = 1
+"""Of the protocol. Both ends say theirs in ``hello``."""
+MAX_LINE = 1 << 28
+"""Longest line that is read, in bytes."""
+
+handle = at_least(1)
+ids = sequence(integer)  # an id out of range is a legal question: the engine may refuse it
+indices = sequence(at_least(0))
+
+
+def _completion(**given: Any) -> Completion:
+    steps, pieces = given.get("logprobs"), given.get("pieces")
+    given["logprobs"] = None if steps is None else tuple(dict(step) for step in steps)
+    given["pieces"] = None if pieces is None else tuple(map(tuple, pieces))
+    return Completion(**given)
+
+
+def _choices(**given: Any) -> Choices:
+    order = given.get("sampler_order")
+    return Choices(**{**given, "sampler_order": None if order is None else tuple(order)})
+
+
+needs = built(
+    Needs,
+    record(
+        {},
+        {
+            **dict.fromkeys(("max_tokens", "max_rows", "max_sessions", "top_n"), at_least(0)),
+            "regime": optional(text),
+        },
+    ),
+)
+request = built(
+    Request,
+    record(
+        {"prompt": ids},
+        {
+            "max_new_tokens": integer,
+            "min_new_tokens": integer,
+            **dict.fromkeys(("temperature", "top_p", "min_p"), optional(real)),
+            **dict.fromkeys(("top_k", "seed", "logprobs"), optional(integer)),
+            "stop_ids": ids,
+            "stop_strings": sequence(text),
+            "stop_sequences": sequence(ids),
+            "n": integer,
+            "stream": boolean,
+        },
+    ),
+)
+completion = built(
+    _completion,
+    record(
+        {"tokens": ids},
+        {
+            "finish_reason": text,
+            "text": optional(text),
+            "logprobs": optional(sequence(sequence(pair(integer, real)))),
+            "pieces": optional(sequence(ids)),
+            "cached_tokens": optional(at_least(0)),
+        },
+    ),
+)
+precision = built(Precision, record({}, dict.fromkeys(("weights", "compute", "kv_cache", "scores", "logprobs"), text)))
+choices = built(
+    _choices,
+    record(
+        {},
+        {
+            **dict.fromkeys(
+                ("scores", "logprobs", "ties", "temperature_zero", "stop_token", "stop_text", "min_tokens"), text
+            ),
+            "context_limit": text,
+            "empty_prompt": text,
+            "sampler_order": optional(sequence(text)),
+            "batch_invariant": boolean,
+        },
+    ),
+)
+
+
+def closed(value: Any, where: str) -> dict[str, int]:
+    """What ``close`` closes: one model or one session."""
+    given: dict[str, int] = record({}, {"model": handle, "session": handle})(value, where)
+    if len(given) != 1:
+        raise Violation(f"{where} must name either a model or a session")
+    return given
+
+
+_slices = {"rows": indices, "columns": indices}
+_nothing = record({})
+_session = record({"session": handle, "offers": sequence(text)})
+
+ARGUMENTS: dict[str, Parser] = {
+    "hello": record({"protocol": integer}),
+    "accepts": record({"config": mapping(anything)}),
+    "load": record({"checkpoint": text, "needs": needs}),
+    "score": record({"model": handle, "tokens": ids}, _slices),
+    "score_batch": record({"model": handle, "sequences": sequence(ids)}, {**_slices, "rows": sequence(indices)}),
+    "open": record({"model": handle}),
+    "extend": record({"session": handle, "tokens": ids}, _slices),
+    "fork": record({"session": handle}),
+    "truncate": record({"session": handle, "length": integer}),
+    "cache_bytes": record({"session": handle}),
+    "generate": record({"model": handle, "requests": sequence(request)}),
+    "close": closed,
+    "bye": _nothing,
+}
+RESULTS: dict[str, Parser] = {
+    "hello": record(
+        {"protocol": integer, "name": text},
+        {
+            "version": text,
+            "format": one_of("hf", "gguf"),
+            "precision": precision,
+            "choices": choices,
+            "regimes": mapping(mapping(anything)),
+            "offers": sequence(text),
+        },
+    ),
+    "accepts": record({"reason": optional(text)}),
+    "load": record(
+        {"model": handle, "vocab_size": at_least(1), "offers": sequence(text)},
+        {"max_length": optional(at_least(0)), "slots": optional(at_least(0))},
+    ),
+    "score": record({"scores": arrays.tag}),
+    "score_batch": record({"scores": sequence(arrays.tag)}),
+    "open": _session,
+    "extend": record({"scores": arrays.tag}),
+    "fork": _session,
+    "truncate": _nothing,
+    "cache_bytes": record({"cache_bytes": at_least(0)}),
+    "generate": record({"completions": sequence(completion)}),
+    "close": _nothing,
+    "bye": _nothing,
+}
+ERROR_KINDS = ("not-offered", "refused", "raised", "bad-result", "protocol")
+
+
+@dataclass(frozen=True)
+class ErrorReport:
+    """Why a call has no result."""
+
+    kind: str
+    """One of ``ERROR_KINDS``."""
+    message: str
+    type: str = ""
+    """Name of the exception, where there is one."""
+    traceback: str = ""
+
+    def __post_init__(self) -> None:
+        if self.kind not in ERROR_KINDS:
+            raise ValueError(f"error.kind is {self.kind!r}; it may be one of: {', '.join(ERROR_KINDS)}")
+
+
+@dataclass(frozen=True)
+class Reply:
+    """The first line of a reply, parsed. Its arrays are still tags; ``size`` bytes follow."""
+
+    result: dict[str, Any] = field(default_factory=dict)
+    error: ErrorReport | None = None
+    size: int = 0
+
+    @property
+    def tags(self) -> list[ArrayTag]:
+        scores = self.result.get("scores", [])
+        return scores if isinstance(scores, list) else [scores]
+
+
+_reply = record(
+    {"id": optional(integer)},
+    {
+        "result": anything,
+        "error": built(
+            ErrorReport, record({"kind": text, "message": text}, dict.fromkeys(("type", "traceback"), text))
+        ),
+        "bytes": at_least(0),
+    },
+)
+_request = record({"id": integer, "call": text, "arguments": anything})
+
+
+def parse_json(line: bytes) -> Any:
+    """Parse one line, which must be legal JSON: the bare words NaN and Infinity are not."""
+
+    def refuse(word: str) -> None:
+        raise Violation(f'the bare word {word} is not JSON; write "inf", "-inf" or "nan"')
+
+    try:
+        return json.loads(line, parse_constant=refuse)
+    except Violation:
+        raise
+    except (ValueError, RecursionError) as error:
+        shown = repr(line[:80])[1:] + ("..." if len(line) > 80 else "")
+        raise Violation(f"the line is not JSON ({error}): {shown}") from None
+
+
+def parse_request(message: Any) -> tuple[int, str, dict[str, Any]]:
+    """Return id, call and arguments of a request, with Needs and Requests built."""
+    given = _request(message, "request")
+    if given["call"] not in ARGUMENTS:
+        raise Violation(f"there is no call {given['call']!r}; the calls are: {', '.join(ARGUMENTS)}")
+    return given["id"], given["call"], ARGUMENTS[given["call"]](given["arguments"], "arguments")
+
+
+def parse_reply(line: bytes, number: int, call: str) -> Reply:
+    """Parse the first line of the reply to request ``number``."""
+    given = _reply(parse_json(line), "reply")
+    if ("result" in given) == ("error" in given):
+        raise Violation("a reply must have either result or error")
+    if given["id"] != number and not (given["id"] is None and "error" in given):
+        raise Violation(f"the reply has id {given['id']}; the request under way is {number}")
+    if "error" in given:
+        reply = Reply(error=given["error"], size=given.get("bytes", 0))
+    else:
+        reply = Reply(RESULTS[call](given["result"], "result"), size=given.get("bytes", 0))
+    arrays.check_payload(reply.tags, reply.size)
+    return reply
+
+
+def plain(value: Any, payload: list[memoryview]) -> Any:
+    """Return ``value`` as JSON types. Arrays become tags, and non-finite numbers the strings of ``NON_FINITE``."""
+    if isinstance(value, np.ndarray):
+        return arrays.encode(value, payload)
+    if isinstance(value, Completion):
+        return _plain_completion(value, payload)
+    if isinstance(value, (Needs, Request, Precision, Choices, ErrorReport)):
+        return plain(asdict(value), payload)
+    if isinstance(value, Mapping):
+        return {str(key): plain(item, payload) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item, payload) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return "nan" if math.isnan(value) else "inf" if value > 0 else "-inf"
+    return value
+
+
+def _plain_completion(one: Completion, payload: list[memoryview]) -> dict[str, Any]:
+    # JSON keys are strings, so a step of log-probabilities is a list of pairs [id, value].
+    steps = None if one.logprobs is None else [list(step.items()) for step in one.logprobs]
+    given = {name: getattr(one, name) for name in one.__dataclass_fields__}
+    return {name: plain(value, payload) for name, value in {**given, "logprobs": steps}.items()}
+
+
+def dump(message: Mapping[str, Any]) -> list[bytes | memoryview]:
+    """Return a message as buffers to write one after the other: the line, then the bytes of its arrays."""
+    payload: list[memoryview] = []
+    body = plain(message, payload)
+    if payload:
+        body["bytes"] = sum(part.nbytes for part in payload)
+    line = json.dumps(body, separators=(",", ":"), allow_nan=False).encode("ascii") + b"\n"
+    return [line, *payload]
