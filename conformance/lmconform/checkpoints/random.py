@@ -1,0 +1,62 @@
+"""Random checkpoints, loud and quiet.
+
+Loud: attention scores of standard deviation about 2, so that every mechanism moves the logits by a large part of
+their spread. Quiet: a residual stream so small that the norm's eps matters. Engines are usually tested on weights of
+standard deviation 0.02, under which a missing attention scale moves the logits by 0.009.
+"""
+
+from __future__ import annotations
+
+from math import sqrt
+from typing import Literal
+
+import numpy as np
+
+from lmconform.adapter import Array
+from lmconform.checkpoints.layout import Checkpoint, Shape, on_grid
+
+Volume = Literal["loud", "quiet"]
+
+
+def random_checkpoint(shape: Shape, volume: Volume, seed: int) -> Checkpoint:
+    """Draw all tensors of ``shape`` from ``seed``."""
+    generator = np.random.default_rng([seed, volume == "quiet"])
+    weights = {name: on_grid(_draw(generator, name, size, volume)) for name, size in shape.tensors().items()}
+    name = f"{volume}-{label(shape)}"
+    return Checkpoint(name, shape.config(), weights, {"kind": "random", "volume": volume, "seed": seed, **vars(shape)})
+
+
+def label(shape: Shape) -> str:
+    """A short name such as ``h6kv2d16v61``: query heads, KV heads, head dimension, vocabulary."""
+    return f"h{shape.num_attention_heads}kv{shape.num_key_value_heads}d{shape.head_dim}v{shape.vocab_size}"
+
+
+def _draw(generator: np.random.Generator, name: str, size: tuple[int, ...], volume: Volume) -> Array:
+    if len(size) == 1:  # a norm's weight
+        return 1 + generator.uniform(-0.5, 0.5, size)
+    return generator.standard_normal(size) * _deviation(name, size[-1], volume)
+
+
+def _deviation(name: str, inputs: int, volume: Volume) -> float:
+    """Standard deviation of a matrix whose rows have ``inputs`` columns."""
+    kind = name.removesuffix(".weight").rsplit(".", 1)[-1]
+    if kind == "embed_tokens":
+        return 1.0 if volume == "loud" else 0.01
+    gain = {"q_proj": 1.4, "k_proj": 1.4, "lm_head": 2.5}.get(kind, 1.0)
+    if volume == "quiet" and kind in ("o_proj", "down_proj"):
+        gain = 0.01  # what a sublayer adds is as small as the stream
+    return gain / sqrt(inputs)
+
+
+SHAPES: tuple[Shape, ...] = (
+    # Heads, KV heads and group all differ; head_dim is not hidden/heads; odd vocabularies; three layers once.
+    Shape(hidden_size=48, num_attention_heads=6, num_key_value_heads=2, head_dim=16, vocab_size=61),
+    Shape(hidden_size=56, num_attention_heads=4, num_key_value_heads=1, head_dim=24, vocab_size=131),
+    Shape(hidden_size=40, num_attention_heads=5, num_key_value_heads=5, head_dim=8, vocab_size=89, num_hidden_layers=3),
+    Shape(hidden_size=52, num_attention_heads=6, num_key_value_heads=3, head_dim=10, vocab_size=77),
+    Shape(hidden_size=64, num_attention_heads=8, num_key_value_heads=2, head_dim=8, vocab_size=101),
+    # Sizes that engines with fixed kernels accept.
+    Shape(hidden_size=128, num_attention_heads=4, num_key_value_heads=2, head_dim=32, vocab_size=259),
+    Shape(hidden_size=256, num_attention_heads=4, num_key_value_heads=2, head_dim=64, vocab_size=288),
+)
+"""Adversarial shapes, most telling first. One for which the engine's ``accepts`` gives a reason is passed over."""
