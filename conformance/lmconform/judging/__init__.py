@@ -1,0 +1,1 @@
+"""When two numbers agree: error budgets from simulated legal arithmetic, and verdicts."""

@@ -1,0 +1,155 @@
+"""How far a right engine may be from the oracle, for one checkpoint, one precision and these tokens.
+
+The rule (``spec/numerics.md``): e = got - oracle, centred per row. The errors of eight naive variants and four noise
+runs give S (the size of a legal error), S_t (the same a row) and M (its largest element). e passes when
+rms(e) <= c·S, every row's rms_t <= c_t·S_t and max|e| <= c_m·M. The difference of two results of the engine carries
+two such errors: S, S_t and M grow by sqrt(2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from math import sqrt
+from typing import Literal
+
+import numpy as np
+
+from lmconform.adapter import Array, Precision
+from lmconform.checkpoints.layout import Checkpoint
+from lmconform.judging.arithmetic import NAIVE_VARIANTS, NOISE_RUNS, UNIT_ROUNDOFF, Arithmetic, variants
+from lmconform.judging.naive import decode
+from lmconform.spec.categorical_output import log_softmax
+from lmconform.spec.decoder import decoder, read_config
+
+FACTORS: dict[str, tuple[float, float, float]] = {
+    "float64": (8, 8, 8),
+    "float32": (8, 8, 8),
+    "tf32": (4, 6, 4),
+    "float16": (4, 6, 4),
+    "bfloat16": (3, 6, 4),
+    "fp8_e4m3": (3, 6, 4),
+    "fp8_e5m2": (3, 6, 4),
+    "q8_0": (3, 6, 4),
+    "int8": (3, 6, 4),
+}
+"""(c, c_t, c_m) by compute format; measured in spec/numerics.md."""
+
+UNFIT = 0.05
+"""A checkpoint with S/sigma beyond this cannot tell right from wrong in this format."""
+
+LARGE = 10_000_000
+"""Weights beyond which a quarter of the variants and noise runs must do, since each takes seconds."""
+
+Reading = Callable[[Array], Array]
+Rounded = Literal["scores", "logprobs"] | None
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Bounds on an error array [n, K]."""
+
+    size: float
+    """S, the root mean square of a legal error, before any factor."""
+    spread: float
+    """Standard deviation of the oracle's scores, for scale."""
+    overall: float
+    """Bound on the rms over all elements."""
+    rows: Array
+    """Bound on the rms of each row, [n]."""
+    largest: float
+    """Bound on the largest element."""
+    reading: Array
+    """Bound on the largest element of each row, [n]: for readings of an instrument, whose rows differ in size."""
+
+    @property
+    def unfit(self) -> bool:
+        """Legal errors are too large a part of the scores' spread to tell right from wrong."""
+        return self.size > UNFIT * self.spread
+
+    def excess(self, error: Array) -> float:
+        """By what factor ``error`` [n, K] exceeds the tightest of the three bounds; at most 1 is within budget."""
+        if not np.isfinite(error).all():
+            return float("inf")
+        overall = sqrt(np.mean(error**2)) / self.overall
+        rows = np.sqrt((error**2).mean(axis=1)) / self.rows
+        return float(max(overall, rows.max(), np.abs(error).max() / self.largest))
+
+
+class Yardstick:
+    """Oracle and legal errors of one checkpoint in one precision, computed once a sequence."""
+
+    def __init__(self, checkpoint: Checkpoint, precision: Precision) -> None:
+        self.checkpoint = checkpoint
+        self.precision = precision
+        self._ways = variants(precision)
+        if sum(value.size for value in checkpoint.weights.values()) > LARGE:
+            self._ways = self._ways[::NOISE_RUNS]
+        self._config = read_config(checkpoint.config)
+        self._weights = {name: np.asarray(value, np.float64) for name, value in checkpoint.weights.items()}
+        self.oracle = lru_cache(maxsize=256)(self._oracle)
+        self._simulated = lru_cache(maxsize=256)(self._simulate)
+
+    def _oracle(self, tokens: tuple[int, ...]) -> Array:
+        return decoder(self._config, self._weights, tokens)
+
+    def faulty(self, tokens: Sequence[int], visible: Callable[[int, int], Array]) -> Array:
+        """The oracle's scores [T, V] under another mask, to see what a fault would do."""
+        return decoder(self._config, self._weights, tokens, visible=visible)
+
+    def _simulate(self, tokens: tuple[int, ...]) -> list[Array]:
+        return [decode(self._config, self.checkpoint.weights, tokens, how) for how in self._ways]
+
+    def _run(self, number: int, tokens: tuple[int, ...]) -> Array:
+        return self._simulated(tokens)[number]
+
+    def budget(
+        self,
+        places: Sequence[tuple[tuple[int, ...], int]],
+        columns: Sequence[int] | None = None,
+        *,
+        logprobs: Rounded = None,
+        reading: Reading | None = None,
+        sides: int = 1,
+    ) -> tuple[Array, Budget]:
+        """Oracle rows [n, K] at ``places`` (tokens, position), and the budget of an error against them.
+
+        ``logprobs``: the format that rounds log-probabilities, whose errors are larger than those of logits near 0;
+        None where the scores are logits.
+        ``reading`` turns rows of scores into rows of what is compared; without it rows are centred, since scores are
+        defined up to a constant. ``sides`` is 2 for the difference of two results of the engine.
+        """
+
+        def taken(table: Callable[[tuple[int, ...]], Array], how: Arithmetic | None = None) -> Array:
+            rows = np.array([table(tokens)[position] for tokens, position in places])  # [n, V]
+            if logprobs:
+                rows = log_softmax(rows)
+                rows = getattr(how, logprobs)(rows) if how else rows
+            values = (reading or centred)(rows if columns is None else rows[:, list(columns)])
+            return values.reshape(len(values), -1)
+
+        wanted = taken(self.oracle)
+        legal = [taken(partial(self._run, number), how) for number, how in enumerate(self._ways)]
+        return wanted, _budget(np.array(legal) - wanted, wanted, self.precision, sides)
+
+
+def centred(rows: Array) -> Array:
+    """Rows minus their means; a score of -inf (a masked id) is left out of the mean."""
+    finite = np.where(np.isfinite(rows), rows, np.nan)
+    return rows - np.nanmean(finite, axis=-1, keepdims=True)
+
+
+def _budget(legal: Array, wanted: Array, precision: Precision, sides: int) -> Budget:
+    """From legal errors [runs, n, K]. The rounding of the returned scores themselves is part of S."""
+    first_noise = len(legal) * NAIVE_VARIANTS // (NAIVE_VARIANTS + NOISE_RUNS)
+    naive, noise = legal[:first_noise], legal[first_noise:]
+    unit = max(UNIT_ROUNDOFF[format] for format in (precision.compute, precision.scores))
+    tops = np.abs(wanted).max(axis=1)  # [n]
+    floor = (unit * tops.max()) ** 2
+    size = sqrt((naive**2).mean() + (noise**2).mean() + floor)
+    rows = np.sqrt((naive**2).mean((0, 2)) + (noise**2).mean((0, 2)) + floor + (size / 4) ** 2)
+    reading = np.maximum(np.abs(legal).max((0, 2)), unit * tops)
+    largest = max(float(np.abs(legal).max()), unit * float(tops.max()) / 2)
+    c, c_t, c_m = (factor * sqrt(sides) for factor in FACTORS[precision.compute])
+    return Budget(size, float(wanted.std()), c * size, c_t * rows, c_m * largest, c_m * reading)
