@@ -1,0 +1,200 @@
+"""The bench: one engine under test, its loaded checkpoints, and the records of what was judged."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections import OrderedDict
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lmconform.adapter import Needs, NotOffered, Refused
+from lmconform.judging.budgets import Yardstick
+from lmconform.judging.verdict import Verdict
+from lmconform.spec import requirements
+from lmconform.suite.choose import DOORS
+from lmconform.suite.dsl import Decides
+from lmconform.suite.examples import Example, Runner
+from lmconform.suite.expect import Exceeded, Tally, Unfit
+from lmconform.suite.plan import MAX_TOKENS, TAPE, Case, Material, Plan
+from lmconform.suite.preflight import AdapterOff, preflight
+from lmconform.suite.subject import MOST_LOGPROBS, Subject
+from lmconform.transport.client import Connection, EngineFault, RemoteModel
+
+LOADED = 4
+"""Models kept loaded at a time."""
+
+
+@dataclass
+class Record:
+    """What one test on one checkpoint came to. Plain values, since it travels between workers."""
+
+    requirement: str
+    verdict: str
+    test: str
+    door: str
+    case: str
+    reason: str = ""
+    detail: str = ""
+    examples: int = 0
+    bites: int = 0
+    worst: float = 0.0
+    suspicions: int = 0
+    seconds: float = 0.0
+    finding: dict[str, Any] = field(default_factory=dict)
+    counterexample: dict[str, Any] = field(default_factory=dict)
+
+
+class Bench:
+    """Judges tests against one engine."""
+
+    def __init__(self, connection: Connection, plan: Plan, deadline: float, database: Path | None = None) -> None:
+        self.connection = connection
+        self.plan = plan
+        self._deadline = deadline
+        self._database = database
+        self._folder = tempfile.TemporaryDirectory(prefix="lmconform-")
+        self._materials: dict[str, tuple[Material, Yardstick, Path]] = {}
+        self._models: OrderedDict[Case, RemoteModel] = OrderedDict()
+        self._fault: AdapterOff | EngineFault | NotOffered | Refused | None = None
+        self._ready: set[str | None] = set()
+
+    @property
+    def checkpoints(self) -> list[str]:
+        """Names of the distinct checkpoints made so far."""
+        return list(self._materials)
+
+    def judge(self, spec: Decides, case: Case) -> Record:
+        """Run one test on one case; never raises what the engine did."""
+        record = Record(spec.requirement, Verdict.NOT_RUN, spec.body.__name__, spec.door, str(case))
+        started = time.monotonic()
+        if started > self._deadline:
+            record.reason = "the profile's time ran out before this test"
+            return record
+        tally = Tally()
+        try:
+            self._judge(spec, case, record, tally)
+        except (NotOffered, Refused) as error:
+            record.verdict, record.reason = Verdict.UNSUPPORTED, _sentence(error, spec.door)
+        except Unfit as error:
+            record.verdict, record.reason = Verdict.UNRESOLVED, str(error)
+        except AdapterOff as error:
+            record.verdict, record.reason = Verdict.ERROR, f"adapter: {error}"
+        except EngineFault as fault:
+            record.verdict, record.reason, record.detail = Verdict.ERROR, str(fault), fault.detail
+        record.examples, record.bites = record.examples or tally.examples, record.bites or tally.bites
+        record.seconds = time.monotonic() - started
+        return record
+
+    def replay(self, spec: Decides, case: Case, example: Example) -> Record:
+        """Judge one recorded example again."""
+        record = Record(spec.requirement, Verdict.PASS, spec.body.__name__, spec.door, str(case))
+        runner = Runner(spec, self.subject(case), None)
+        exceeded = runner.replay(example)
+        if exceeded is not None:
+            self._fail(record, spec, case, example, exceeded)
+        return record
+
+    def subject(self, case: Case) -> Subject:
+        """The case's checkpoint, loaded in its regime; loads it if need be, after the preflight of that regime."""
+        self._preflight(case.regime)
+        return self._subject(case)
+
+    def close(self) -> None:
+        """End the engine and remove the checkpoints."""
+        self.connection.close()
+        self._folder.cleanup()
+
+    def _judge(self, spec: Decides, case: Case, record: Record, tally: Tally) -> None:
+        subject = self.subject(case)
+        if DOORS[spec.door] not in subject.doors:
+            raise NotOffered(spec.door)
+        redrawn = self._redrawer(case) if subject.material.redrawable else None
+        runner = Runner(spec, subject, redrawn)
+        runner.tally = tally
+        quick = self.plan.profile.name == "quick"
+        found = runner.search(self.plan.profile.examples, None if quick else self.plan.seed, self._database)
+        record.worst, record.suspicions = tally.worst, tally.suspicions
+        if found is not None:
+            self._fail(record, spec, case, *found)
+        elif not tally.bites and tally.unresolved:
+            record.verdict, record.reason = Verdict.UNRESOLVED, tally.unresolved[0]
+        else:
+            record.verdict = Verdict.PASS
+
+    def _fail(self, record: Record, spec: Decides, case: Case, example: Example, exceeded: Exceeded) -> None:
+        record.verdict, record.reason = Verdict.FAIL, str(exceeded)
+        record.finding = asdict(exceeded.finding) | {"excess": exceeded.finding.excess}
+        record.counterexample = {
+            "requirement": spec.requirement,
+            "text": requirements()[spec.requirement].text,
+            "engine": {
+                "target": self.connection.spec.target,
+                "python": str(self.connection.spec.python) if self.connection.spec.python else None,
+                "options": dict(self.connection.spec.options),
+            },
+            "test": spec.body.__name__,
+            "checkpoint": case.checkpoint,
+            "recipe": dict(self._materials[case.checkpoint][0].checkpoint.recipe),
+            "regime": case.regime,
+            "profile": self.plan.profile.name,
+            "plan_seed": self.plan.seed,
+            "structure": example.structure,
+            "seed": example.seed,
+        }
+
+    def _redrawer(self, case: Case) -> Any:
+        return lambda number: self.subject(Case(f"{case.checkpoint}#{number}", case.regime))
+
+    def _preflight(self, regime: str | None) -> None:
+        """Check the adapter once for each regime; remember what was wrong with it."""
+        if self._fault is not None:
+            raise self._fault
+        if regime in self._ready or self.plan.given is not None:
+            return
+        try:
+            subject = self._subject(Case(TAPE, regime))
+            preflight(subject, subject.doors)
+        except (NotOffered, Refused) as error:
+            if regime is None:
+                self._fault = type(error)(f"the checkpoint of the preflight: {error}")
+                raise self._fault from error
+            raise
+        except AdapterOff as error:
+            self._fault = error if regime is None else None
+            raise
+        self._ready.add(regime)
+
+    def _subject(self, case: Case) -> Subject:
+        material, yardstick, path = self._material(case.checkpoint)
+        model = self._models.pop(case, None)
+        if model is None or model.closed:
+            while len(self._models) >= LOADED:
+                self._models.popitem(last=False)[1].close()
+            needs = Needs(
+                max_tokens=MAX_TOKENS,
+                top_n=min(material.checkpoint.vocab_size, MOST_LOGPROBS),
+                regime=case.regime,
+            )
+            model = self.connection.load(path, needs)
+        self._models[case] = model
+        if model.vocab_size != material.checkpoint.vocab_size:
+            raise AdapterOff(
+                f"the loaded model reports a vocabulary of {model.vocab_size} ids; its config.json says "
+                f"{material.checkpoint.vocab_size}. Report the width of the checkpoint and cut padded columns off."
+            )
+        return Subject(model, material, yardstick, case)
+
+    def _material(self, name: str) -> tuple[Material, Yardstick, Path]:
+        if name not in self._materials:
+            material = self.plan.material(name)
+            path = material.path or material.checkpoint.write(Path(self._folder.name) / name)
+            self._materials[name] = material, Yardstick(material.checkpoint, self.plan.precision), path
+        return self._materials[name]
+
+
+def _sentence(error: NotOffered | Refused, door: str) -> str:
+    if isinstance(error, NotOffered):
+        return f"the engine does not offer {error or door}"
+    return f"the engine refused: {error}"

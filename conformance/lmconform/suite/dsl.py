@@ -1,0 +1,143 @@
+"""The words that tests are written in: ``decides``, and the structures that examples are drawn from.
+
+Hypothesis draws the structure of an example (lengths, cuts); one seed draws its tokens. An exceedance of noise's own
+size is a suspicion: the structure stays, weights and tokens are drawn anew three times, and only if all exceed is it a
+failure. (``spec/numerics.md``)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from hypothesis import strategies as st
+
+from lmconform.adapter import Array
+from lmconform.suite.expect import Expect, Mask, earlier, itself, later
+from lmconform.suite.plan import LOUD_SCOPE, RANDOM, SCOPE, Case
+from lmconform.suite.subject import Scores, Subject, Tokens
+
+__all__ = [
+    "LOUD_SCOPE",
+    "RANDOM",
+    "SCOPE",
+    "Array",
+    "Decides",
+    "Draw",
+    "Expect",
+    "Mask",
+    "Scores",
+    "Subject",
+    "Tokens",
+    "chunks",
+    "decides",
+    "earlier",
+    "itself",
+    "later",
+    "lengths",
+    "rows",
+    "spans",
+]
+
+Structure = Callable[[Subject], st.SearchStrategy[Any]]
+
+
+@dataclass(frozen=True)
+class Decides:
+    """What a test function decides, and how its examples are drawn."""
+
+    requirement: str
+    digest: str
+    door: str
+    on: tuple[str, ...]
+    every_regime: bool
+    body: Callable[..., None]
+    structure: Mapping[str, Structure]
+
+
+def decides(
+    requirement: str,
+    digest: str,
+    *,
+    door: str,
+    on: Sequence[str] = (RANDOM,),
+    every_regime: bool = False,
+    **structure: Structure,
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Mark a test of ``requirement``, asked through ``door``, on checkpoints of the kinds ``on``.
+
+    ``digest`` pins the text of the requirement that the test was written for. The test is called with ``model``,
+    ``expect``, ``draw`` and one argument for each keyword of ``structure``.
+    """
+
+    def mark(body: Callable[..., None]) -> Callable[..., None]:
+        spec = Decides(requirement, digest, door, tuple(on), every_regime, body, structure)
+
+        def test(case: Case, judged: Callable[[Decides, Case], None]) -> None:
+            judged(spec, case)
+
+        test.__name__, test.__doc__, test.__module__ = body.__name__, body.__doc__, body.__module__
+        vars(test)["decides"] = spec
+        return test
+
+    return mark
+
+
+class Draw:
+    """Draws the tokens of one example from its seed."""
+
+    def __init__(self, seed: int, vocab_size: int) -> None:
+        self._generator = np.random.default_rng(seed)
+        self._vocab_size = vocab_size
+
+    def tokens(self, length: int) -> Tokens:
+        """``length`` random ids."""
+        return tuple(self._generator.integers(self._vocab_size, size=length).tolist())
+
+    def places(self, length: int, most: int) -> list[int]:
+        """Up to ``most`` different positions, the first and the last among them."""
+        inner = self._generator.permutation(np.arange(1, max(length - 1, 1)))[: most - 2]
+        return sorted({0, length - 1, *inner.tolist()} & set(range(length)))
+
+    def others(self, tokens: Sequence[int]) -> Tokens:
+        """As many ids, each different from the one in its place."""
+        steps = self._generator.integers(1, self._vocab_size, size=len(tokens))
+        return tuple(((np.array(tokens, np.int64) + steps) % self._vocab_size).tolist())
+
+
+def lengths(at_least: int = 1) -> Structure:
+    """The length of a sequence, one of the few that the checkpoint is used with."""
+    return lambda model: st.sampled_from([n for n in model.lengths if n >= at_least])
+
+
+def spans(at_least: int = 2) -> Structure:
+    """(length, cut): a sequence and a place inside it, 1 <= cut < length."""
+
+    def strategy(model: Subject) -> st.SearchStrategy[tuple[int, int]]:
+        fitting = [n for n in model.lengths if n >= at_least]
+        return st.sampled_from(fitting).flatmap(lambda n: st.tuples(st.just(n), st.integers(1, n - 1)))
+
+    return strategy
+
+
+def chunks(at_least: int = 2) -> Structure:
+    """Sizes of the chunks that a sequence is fed in; together one of the checkpoint's lengths."""
+
+    def split(n: int) -> st.SearchStrategy[tuple[int, ...]]:
+        cuts = st.sets(st.one_of(st.integers(1, n - 1), st.sampled_from([1, n - 1])), min_size=1, max_size=3)
+        return cuts.map(lambda inner: tuple(np.diff([0, *sorted(inner), n]).tolist()))
+
+    return lambda model: st.sampled_from([n for n in model.lengths if n >= at_least]).flatmap(split)
+
+
+def rows(at_most: int = 4) -> Structure:
+    """Lengths of the rows of a ragged batch, not all equal."""
+
+    def strategy(model: Subject) -> st.SearchStrategy[tuple[int, ...]]:
+        one = st.sampled_from(model.lengths)
+        batch = st.lists(one, min_size=2, max_size=at_most).filter(lambda found: len(set(found)) > 1)
+        return batch.map(tuple)
+
+    return strategy

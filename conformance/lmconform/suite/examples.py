@@ -1,0 +1,124 @@
+"""Runs the examples of one test on one checkpoint, and looks twice before it calls a failure.
+
+Hypothesis draws structures and shrinks them; each example is judged once and remembered, so that an engine that
+answers differently every time cannot make a run flaky.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings
+from hypothesis import strategies as st
+from hypothesis.database import DirectoryBasedExampleDatabase
+
+from lmconform.suite.dsl import Decides, Draw, Expect, Subject
+from lmconform.suite.expect import Exceeded, Tally
+
+SHRINKS = 25
+"""Examples tried after the first failure to make it smaller; engines are slow."""
+REDRAWS = 3
+"""A suspicion is a failure only if as many fresh draws of weights and tokens exceed too."""
+CERTAIN = 16.0
+"""An error of so many budgets is no noise and needs no second look: legal ones stay below 1."""
+SEEDS = 2**16
+
+Structure = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Example:
+    """What makes one example again."""
+
+    structure: Structure
+    seed: int
+
+
+class Runner:
+    """Examples of one test on one subject."""
+
+    def __init__(self, spec: Decides, subject: Subject, redrawn: Callable[[int], Subject] | None) -> None:
+        self.tally = Tally()
+        self._spec = spec
+        self._subject = subject
+        self._redrawn = redrawn
+        self._remembered: dict[str, Exceeded | None] = {}
+        self._failed: tuple[Example, Exceeded] | None = None
+        self._shrinks = 0
+
+    def search(self, count: int, run_seed: int | None, database: Path | None) -> tuple[Example, Exceeded] | None:
+        """Try ``count`` examples; return the smallest failing one, or None. ``run_seed`` None is deterministic."""
+        if not self._spec.structure:  # nothing to draw
+            return self._judge_alone()
+
+        strategies = {name: make(self._subject) for name, make in self._spec.structure.items()}
+
+        @given(structure=st.fixed_dictionaries(strategies), token_seed=st.integers(0, SEEDS - 1))
+        def example(structure: Structure, token_seed: int) -> None:
+            self._judge(Example(structure, token_seed))
+
+        chosen = settings(
+            max_examples=count,
+            deadline=None,
+            derandomize=run_seed is None,
+            database=DirectoryBasedExampleDatabase(database) if database and run_seed is not None else None,
+            phases=(Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink),
+            suppress_health_check=list(HealthCheck),
+            report_multiple_bugs=False,
+            print_blob=False,
+            verbosity=Verbosity.quiet,
+        )
+        try:
+            chosen(example if run_seed is None else seed(run_seed)(example))()
+        except Exceeded:
+            return self._confirmed()
+        return None
+
+    def replay(self, example: Example) -> Exceeded | None:
+        """Judge one example, with no second look."""
+        return self._outcome(self._subject, example, self.tally)
+
+    def _judge_alone(self) -> tuple[Example, Exceeded] | None:
+        example = Example({}, 0)
+        found = self.replay(example)
+        return (example, found) if found else None
+
+    def _judge(self, example: Example) -> None:
+        """Raise the example's Exceeded, from this one line, whenever it is asked for."""
+        key = repr(example)
+        if key not in self._remembered:
+            if self._failed is not None:
+                self._shrinks += 1
+                if self._shrinks > SHRINKS:
+                    return
+            self._remembered[key] = self._outcome(self._subject, example, self.tally)
+        found = self._remembered[key]
+        if found is not None:
+            self._failed = (example, found)
+            raise found
+
+    def _outcome(self, subject: Subject, example: Example, tally: Tally) -> Exceeded | None:
+        tally.examples += 1
+        expect, draw = Expect(subject, tally), Draw(example.seed, subject.vocab_size)
+        try:
+            self._spec.body(subject, expect, draw, **example.structure)
+        except Exceeded as exceeded:
+            return exceeded.with_traceback(None)
+        return None
+
+    def _confirmed(self) -> tuple[Example, Exceeded] | None:
+        """Keep the structure, draw weights and tokens anew: a failure only if all of them exceed."""
+        assert self._failed is not None
+        example, exceeded = self._failed
+        if exceeded.finding.excess >= CERTAIN:
+            return self._failed
+        for number in range(1, REDRAWS + 1):
+            subject = self._redrawn(number) if self._redrawn else self._subject
+            again = Example(example.structure, (example.seed + number * 7919) % SEEDS)
+            if self._outcome(subject, again, Tally()) is None:
+                self.tally.suspicions += 1
+                return None
+        return self._failed

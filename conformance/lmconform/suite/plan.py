@@ -1,0 +1,160 @@
+"""What a run will do: profiles, the few checkpoints that it makes, and the cases of each test."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from lmconform.adapter import Precision
+from lmconform.checkpoints.attention_scope import AttentionScope, attention_scope
+from lmconform.checkpoints.layout import Checkpoint, Shape
+from lmconform.checkpoints.random import SHAPES, Volume, random_checkpoint
+from lmconform.checkpoints.tape import tape
+from lmconform.spec.decoder import read_checkpoint
+from lmconform.transport.client import Connection
+
+RANDOM, SCOPE, LOUD_SCOPE, TAPE, GIVEN = "random", "scope", "loud-scope", "tape", "given"
+MAX_TOKENS = 136
+EDGES = (1, 2, 3, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129)
+"""Lengths that a run may use: the smallest, and both sides of block edges."""
+LENGTHS = ((1, 2, 17, 33, 64, 129), (1, 3, 15, 32, 65, 127), (2, 16, 31, 63, 128, 5))
+"""At most six lengths a checkpoint, since a new length may compile for seconds; together they hold every edge."""
+
+
+GIVEN_LENGTHS = (2, 9, 17, 33)
+"""Lengths on a checkpoint of the user's, for which the oracle may take seconds."""
+
+
+@dataclass(frozen=True)
+class Profile:
+    """How much a run does."""
+
+    name: str
+    examples: int
+    """Examples of each test and case."""
+    checkpoints: int
+    """Random checkpoints."""
+    all_regimes: bool
+    """Enter every regime with every checkpoint, not only with the first."""
+    seconds: float
+    """After this time what remains is not-run."""
+    summary: str
+
+
+PROFILES = {
+    profile.name: profile
+    for profile in (
+        Profile("quick", 6, 3, False, 120, "at every save: three random checkpoints, the same examples each time"),
+        Profile("standard", 20, 6, False, 900, "before a merge: six random checkpoints, new examples each time"),
+        Profile("exhaustive", 60, 14, True, 7200, "before a release: every regime with every checkpoint"),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One test function meets one checkpoint in one regime."""
+
+    checkpoint: str
+    regime: str | None = None
+
+    def __str__(self) -> str:
+        return self.checkpoint if self.regime is None else f"{self.checkpoint}-{self.regime}"
+
+
+@dataclass(frozen=True)
+class Material:
+    """A checkpoint, what it is read with, and the lengths to use on it."""
+
+    checkpoint: Checkpoint
+    lengths: tuple[int, ...]
+    scope: AttentionScope | None = None
+    path: Path | None = None
+    """Where it lies already, for a given checkpoint."""
+
+    @property
+    def redrawable(self) -> bool:
+        """Whether other weights of the same structure can be drawn."""
+        return self.checkpoint.recipe.get("kind") == "random"
+
+
+class Plan:
+    """The cases of one run, from the profile and from what the engine says of itself."""
+
+    def __init__(self, connection: Connection, profile: Profile, seed: int, given: Material | None = None) -> None:
+        self.profile = profile
+        self.seed = seed
+        self.given = given
+        self._connection = connection
+
+    @cached_property
+    def precision(self) -> Precision:
+        return self._connection.description.precision
+
+    @cached_property
+    def regimes(self) -> Mapping[str, object]:
+        return self._connection.description.regimes
+
+    @cached_property
+    def shapes(self) -> list[Shape]:
+        """The shapes that the engine accepts, and for the others its reason in ``refused``."""
+        reasons = {shape: self._connection.accepts(shape.config()) for shape in SHAPES}
+        self.refused = {shape: reason for shape, reason in reasons.items() if reason is not None}
+        return [shape for shape, reason in reasons.items() if reason is None]
+
+    def cases(self, on: Sequence[str], every_regime: bool) -> list[Case]:
+        """Checkpoints of the kinds ``on``; with ``every_regime`` also in each regime that the engine declares."""
+        names = [name for kind in on for name in self._names(kind)]
+        found = [Case(name) for name in names]
+        if every_regime:
+            for name in names if self.profile.all_regimes else names[:1]:
+                found += [Case(name, regime) for regime in self.regimes]
+        return found
+
+    def _names(self, kind: str) -> list[str]:
+        if self.given is not None:
+            return [GIVEN] if kind == RANDOM else []
+        if kind != RANDOM:
+            return [kind]
+        return [f"{self._volume(index)}-{index}" for index in range(self.profile.checkpoints)] if self.shapes else []
+
+    @staticmethod
+    def _volume(index: int) -> Volume:
+        return "quiet" if index % 3 == 1 else "loud"
+
+    def material(self, name: str) -> Material:
+        """Make the checkpoint ``name``. A suffix ``#k`` asks for the k-th redraw of its weights."""
+        if name == GIVEN and self.given is not None:
+            return self.given
+        if name == SCOPE:
+            scope = attention_scope("quiet")
+            return Material(scope.checkpoint, LENGTHS[0], scope)
+        if name == LOUD_SCOPE:
+            scope = attention_scope("loud", narrow=self.precision.compute == "float16")
+            return Material(scope.checkpoint, LENGTHS[0], scope)
+        if name == TAPE:
+            return Material(tape(), LENGTHS[0])
+        base, _, redraw = name.partition("#")
+        volume, _, number = base.rpartition("-")
+        index = int(number)
+        seed = self.seed * 1000 + index * 10 + int(redraw or 0)
+        shape = self.shapes[index % len(self.shapes)]
+        checkpoint = random_checkpoint(shape, "quiet" if volume == "quiet" else "loud", seed)
+        return Material(checkpoint, LENGTHS[index % len(LENGTHS)])
+
+
+def given_material(directory: Path) -> Material:
+    """A checkpoint of the user's, for the laws. Raises ValueError if it is none that the oracle can read."""
+    try:
+        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+        weights = read_checkpoint(directory)[1]
+    except (OSError, ValueError) as error:
+        raise ValueError(f"The checkpoint {directory} cannot be judged: {error}") from error
+    narrow = {name: value.astype(np.float32) for name, value in weights.items()}
+    checkpoint = Checkpoint(directory.name, config, narrow, {"kind": GIVEN, "path": str(directory.resolve())})
+    return Material(checkpoint, GIVEN_LENGTHS, path=directory.resolve())
