@@ -1,0 +1,5 @@
+"""``python -m lmconform``."""
+
+from lmconform.cli import main
+
+main()

