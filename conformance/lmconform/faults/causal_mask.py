@@ -1,0 +1,187 @@
+"""Planted faults of the causal mask."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lmconform.engines.reference import Reference
+from lmconform.faults.fault import Fault
+from refdecoder import Attention
+from refdecoder.cache import Cache
+
+
+class _OneAhead(Attention):
+    def visible(self, positions: Tensor, slots: Tensor) -> Tensor:
+        return slots <= positions[:, :, None] + 1
+
+
+class LeaksOneAhead(Reference):
+    """Every query sees one key of its future."""
+
+    name = "fault: one key ahead"
+    attention_class = _OneAhead
+
+
+class _LastHeadAhead(Attention):
+    def weights(self, q: Tensor, k: Tensor, visible: Tensor) -> Tensor:
+        right = super().weights(q, k, visible)  # [B, H_kv, G, T, S]
+        ahead = super().weights(q, k, visible | visible.roll(1, dims=-1))
+        right[:, -1, -1] = ahead[:, -1, -1]
+        return right
+
+
+class LeaksInTheLastHead(Reference):
+    """The last query head of each layer sees one key of its future."""
+
+    name = "fault: last head one key ahead"
+    attention_class = _LastHeadAhead
+
+
+class _NotItself(Attention):
+    def visible(self, positions: Tensor, slots: Tensor) -> Tensor:
+        first = (positions[:, :, None] == 0) & (slots == 0)
+        return (slots < positions[:, :, None]) | first
+
+
+class ExcludesItself(Reference):
+    """A query sees the keys before it, and not its own."""
+
+    name = "fault: own key hidden"
+    attention_class = _NotItself
+
+
+class _Forgetful(Attention):
+    def visible(self, positions: Tensor, slots: Tensor) -> Tensor:
+        return super().visible(positions, slots) & (slots > positions[:, :, None] - 16)
+
+
+class ForgetsBeyondABlock(Reference):
+    """A query sees its last 16 keys alone."""
+
+    name = "fault: last 16 keys alone"
+    attention_class = _Forgetful
+
+
+class _FirstLayerOnly(Attention):
+    def visible(self, positions: Tensor, slots: Tensor) -> Tensor:
+        if self.layer_index == 0:
+            return super().visible(positions, slots)
+        return super().visible(positions.amax(dim=1, keepdim=True).expand_as(positions), slots)
+
+
+class MasksTheFirstLayerOnly(Reference):
+    """Layers above the first see all keys of the pass."""
+
+    name = "fault: mask in the first layer only"
+    attention_class = _FirstLayerOnly
+
+
+class _UpperLeft(Attention):
+    def visible(self, positions: Tensor, slots: Tensor) -> Tensor:
+        rows = torch.arange(positions.shape[1], device=slots.device)
+        return slots <= rows[None, :, None]
+
+
+class AlignsChunksAtTheUpperLeft(Reference):
+    """Query i of a chunk sees keys 0 to i, whatever the cache holds."""
+
+    name = "fault: chunk aligned at the upper left"
+    attention_class = _UpperLeft
+
+
+class _HistoryUnmasked(Attention):
+    def visible(self, positions: Tensor, slots: Tensor) -> Tensor:
+        if int(positions.clamp(min=0).amin()) == 0:
+            return super().visible(positions, slots)
+        return super().visible(positions.amax(dim=1, keepdim=True).expand_as(positions), slots)
+
+
+class UnmasksAChunkWithHistory(Reference):
+    """A chunk over a cache sees all of itself."""
+
+    name = "fault: chunk with history unmasked"
+    attention_class = _HistoryUnmasked
+
+
+class _Additive(Attention):
+    penalty = -10.0
+
+    def weights(self, q: Tensor, k: Tensor, visible: Tensor) -> Tensor:
+        q = q.unflatten(1, (k.shape[1], -1))  # [B, H_q, T, D] to [B, H_kv, G, T, D]
+        scores = (q @ k[:, :, None].transpose(-1, -2)) * self.scale  # [B, H_kv, G, T, S]
+        return (scores + ~visible[:, None, None] * self.penalty).softmax(dim=-1)
+
+
+class MasksWithMinus10(Reference):
+    """Masked scores have 10 subtracted."""
+
+    name = "fault: mask of -10"
+    attention_class = _Additive
+
+
+class _Additive10000(_Additive):
+    penalty = -10_000.0
+
+
+class MasksWithMinus10000(Reference):
+    """Masked scores have 10,000 subtracted, which large scores outweigh."""
+
+    name = "fault: mask of -10,000"
+    attention_class = _Additive10000
+
+
+class _NeighboursMask(Attention):
+    def visible(self, positions: Tensor, slots: Tensor) -> Tensor:
+        return super().visible(positions[:1].expand_as(positions), slots)
+
+
+class UsesTheFirstRowsMask(Reference):
+    """All rows of a batch use the mask of the first."""
+
+    name = "fault: mask of the first row"
+    attention_class = _NeighboursMask
+
+
+class _PoisonedPadding(Attention):
+    def forward(self, x: Tensor, positions: Tensor, cos: Tensor, sin: Tensor, cache: Cache) -> Tensor:
+        out = super().forward(x, positions, cos, sin, cache)
+        if bool((positions < 0).any()):  # as if a row without keys were 0/0, read again by its neighbours
+            out[(positions >= 0).any(dim=1)] += 0.5 * out[positions < 0].mean()
+        return out
+
+
+class PaddingReachesItsNeighbours(Reference):
+    """What padding rows hold is added to the rows of the batch."""
+
+    name = "fault: padding reaches its neighbours"
+    attention_class = _PoisonedPadding
+
+
+class _EmptyFirst(Attention):
+    def forward(self, x: Tensor, positions: Tensor, cos: Tensor, sin: Tensor, cache: Cache) -> Tensor:
+        out = super().forward(x, positions, cos, sin, cache)
+        return out * 0 if positions.shape[1] == 1 and int(positions.amax()) == 0 else out
+
+
+class LoneTokenSeesNothing(Reference):
+    """A pass of one token over an empty cache attends to nothing."""
+
+    name = "fault: lone token sees nothing"
+    attention_class = _EmptyFirst
+
+
+FAULTS = (
+    Fault(LeaksOneAhead, "CM-1", "flashinfer#348"),
+    Fault(LeaksInTheLastHead, "CM-4", "HipKittens#22"),
+    Fault(MasksTheFirstLayerOnly, "CM-4", "TinyLLM#17"),
+    Fault(ExcludesItself, "CM-2", "vllm#23969"),
+    Fault(ForgetsBeyondABlock, "CM-3", "transformers#39408"),
+    Fault(AlignsChunksAtTheUpperLeft, "CM-5", "pytorch#103082"),
+    Fault(UnmasksAChunkWithHistory, "CM-5", "mlx-node#24"),
+    Fault(MasksWithMinus10, "CM-6", "pytorch#103749"),
+    Fault(MasksWithMinus10000, "CM-6", "pytorch#103749"),
+    Fault(PaddingReachesItsNeighbours, "CM-7", "pytorch#103749"),
+    Fault(UsesTheFirstRowsMask, "CM-8", "transformers#29109"),
+    Fault(LoneTokenSeesNothing, "CM-9", "transformers#30437"),
+)
