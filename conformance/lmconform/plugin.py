@@ -121,8 +121,8 @@ def _options(pairs: list[str]) -> dict[str, str]:
 
 
 def _database(config: pytest.Config, spec: EngineSpec) -> Path | None:
-    """Failing examples of earlier runs, one directory an engine; kept beside the report."""
-    if not config.option.report:
+    """Failing examples of earlier runs, one directory an engine, beside the report; quick repeats itself exactly."""
+    if not config.option.report or config.option.profile == "quick":
         return None
     name = "".join(char if char.isalnum() else "-" for char in spec.target)
     return Path(config.option.report) / "examples" / name

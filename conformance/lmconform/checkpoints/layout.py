@@ -132,10 +132,18 @@ def tokenizer(vocab_size: int) -> dict[str, Any]:
             "fuse_unk": False,
             "byte_fallback": False,
             "ignore_merges": False,
-            "vocab": {chr(FIRST_CHARACTER + token): token for token in range(vocab_size)},
+            "vocab": {character(token): token for token in range(vocab_size)},
             "merges": [],
         },
     }
+
+
+def character(token: int) -> str:
+    """The one printable character that stands for a token.
+
+    The first six are a to f: transformers finds out what a tokenizer does to strings by having it spell "abcdef".
+    """
+    return "abcdef"[token] if token < 6 else chr(FIRST_CHARACTER + token)
 
 
 def on_grid(values: Array) -> Array:

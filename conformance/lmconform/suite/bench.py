@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hypothesis.configuration import set_hypothesis_home_dir
+
 from lmconform.adapter import Needs, NotOffered, Refused
 from lmconform.judging.budgets import Yardstick
 from lmconform.judging.verdict import Verdict
@@ -55,6 +57,7 @@ class Bench:
         self._deadline = deadline
         self._database = database
         self._folder = tempfile.TemporaryDirectory(prefix="lmconform-")
+        set_hypothesis_home_dir(Path(self._folder.name) / "hypothesis")  # nothing in the user's folder
         self._materials: dict[str, tuple[Material, Yardstick, Path]] = {}
         self._models: OrderedDict[Case, RemoteModel] = OrderedDict()
         self._fault: AdapterOff | EngineFault | NotOffered | Refused | None = None
@@ -113,8 +116,7 @@ class Bench:
         redrawn = self._redrawer(case) if subject.material.redrawable else None
         runner = Runner(spec, subject, redrawn)
         runner.tally = tally
-        quick = self.plan.profile.name == "quick"
-        found = runner.search(self.plan.profile.examples, None if quick else self.plan.seed, self._database)
+        found = runner.search(self.plan.examples, self.plan.seed, self._database)
         record.worst, record.suspicions = tally.worst, tally.suspicions
         if found is not None:
             self._fail(record, spec, case, *found)

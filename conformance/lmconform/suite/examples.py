@@ -49,8 +49,11 @@ class Runner:
         self._failed: tuple[Example, Exceeded] | None = None
         self._shrinks = 0
 
-    def search(self, count: int, run_seed: int | None, database: Path | None) -> tuple[Example, Exceeded] | None:
-        """Try ``count`` examples; return the smallest failing one, or None. ``run_seed`` None is deterministic."""
+    def search(self, count: int, run_seed: int, database: Path | None = None) -> tuple[Example, Exceeded] | None:
+        """Try ``count`` examples; return the smallest failing one, or None.
+
+        ``database`` keeps failing examples for the next run; without it the seed alone says what is tried.
+        """
         if not self._spec.structure:  # nothing to draw
             return self._judge_alone()
 
@@ -63,8 +66,7 @@ class Runner:
         chosen = settings(
             max_examples=count,
             deadline=None,
-            derandomize=run_seed is None,
-            database=DirectoryBasedExampleDatabase(database) if database and run_seed is not None else None,
+            database=DirectoryBasedExampleDatabase(database) if database else None,
             phases=(Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink),
             suppress_health_check=list(HealthCheck),
             report_multiple_bugs=False,
@@ -72,7 +74,7 @@ class Runner:
             verbosity=Verbosity.quiet,
         )
         try:
-            chosen(example if run_seed is None else seed(run_seed)(example))()
+            chosen(seed(run_seed)(example))()
         except Exceeded:
             return self._confirmed()
         return None

@@ -27,7 +27,8 @@ LENGTHS = ((1, 2, 17, 33, 64, 129), (1, 3, 15, 32, 65, 127), (2, 16, 31, 63, 128
 
 
 GIVEN_LENGTHS = (2, 9, 17, 33)
-"""Lengths on a checkpoint of the user's, for which the oracle may take seconds."""
+GIVEN_EXAMPLES = 3
+"""Lengths and examples on a checkpoint of the user's."""
 
 
 @dataclass(frozen=True)
@@ -107,11 +108,16 @@ class Plan:
         self.refused = {shape: reason for shape, reason in reasons.items() if reason is not None}
         return [shape for shape, reason in reasons.items() if reason is None]
 
+    @property
+    def examples(self) -> int:
+        """Examples of each test and case. On a checkpoint of the user's the oracle takes seconds for each."""
+        return self.profile.examples if self.given is None else min(self.profile.examples, GIVEN_EXAMPLES)
+
     def cases(self, on: Sequence[str], every_regime: bool) -> list[Case]:
         """Checkpoints of the kinds ``on``; with ``every_regime`` also in each regime that the engine declares."""
         names = [name for kind in on for name in self._names(kind)]
         found = [Case(name) for name in names]
-        if every_regime:
+        if every_regime and (self.given is None or self.profile.all_regimes):
             for name in names if self.profile.all_regimes else names[:1]:
                 found += [Case(name, regime) for regime in self.regimes]
         return found
