@@ -1,0 +1,149 @@
+"""The checkpoints that the suite makes: exact in every format, whole on disk, and loud or quiet as they say."""
+
+import json
+
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+from tokenizers import Tokenizer
+
+from lmconform.adapter import Precision
+from lmconform.checkpoints.attention_scope import attention_scope
+from lmconform.checkpoints.layout import Shape, on_grid
+from lmconform.checkpoints.random import SHAPES, random_checkpoint
+from lmconform.checkpoints.tape import successor, tape
+from lmconform.judging.budgets import Yardstick
+from lmconform.spec.decoder import decoder, read_checkpoint
+
+MADE = {
+    "loud": lambda: random_checkpoint(SHAPES[0], "loud", 1),
+    "quiet": lambda: random_checkpoint(SHAPES[1], "quiet", 2),
+    "tape": tape,
+    "scope": lambda: attention_scope("quiet").checkpoint,
+    "loud scope": lambda: attention_scope("loud").checkpoint,
+    "narrow loud scope": lambda: attention_scope("loud", narrow=True).checkpoint,
+}
+
+
+@pytest.mark.parametrize("make", MADE.values(), ids=MADE)
+def test_weights_are_exact_in_bfloat16_and_float16(make) -> None:
+    for name, value in make().weights.items():
+        for narrow in (ml_dtypes.bfloat16, np.float16):
+            assert np.array_equal(value.astype(narrow).astype(np.float32), value), (name, narrow)
+
+
+def test_the_grid_is_near_the_number_asked_for() -> None:
+    values = np.random.default_rng(0).standard_normal(10_000) * 0.1
+    error = np.abs(on_grid(values) - values)
+    assert (error <= np.abs(values) * 2.0**-8 + 2.0**-18).all()
+    assert len(np.unique(on_grid(values))) > 1000
+
+
+@pytest.mark.parametrize("make", MADE.values(), ids=MADE)
+def test_what_is_written_is_what_the_oracle_reads(make, tmp_path) -> None:
+    checkpoint = make()
+    config, weights = read_checkpoint(checkpoint.write(tmp_path))
+    assert config.vocab_size == checkpoint.vocab_size
+    assert {name: value.shape for name, value in weights.items()} == {
+        name: value.shape for name, value in checkpoint.weights.items()
+    }
+    assert all(np.array_equal(weights[name], value) for name, value in checkpoint.weights.items())
+
+
+def test_files_agree_and_every_id_is_one_character(tmp_path) -> None:
+    checkpoint = random_checkpoint(SHAPES[0], "loud", 1)
+    checkpoint.write(tmp_path)
+    general = json.loads((tmp_path / "config.json").read_text())
+    generation = json.loads((tmp_path / "generation_config.json").read_text())
+    assert {name: general[name] for name in generation} == generation
+    assert set(load_file(tmp_path / "model.safetensors")) == set(checkpoint.weights)
+    tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    ids = list(range(checkpoint.vocab_size))
+    text = tokenizer.decode(ids)
+    assert len(text) == len(set(text)) == len(ids)
+    assert text.isprintable()
+    assert tokenizer.encode(text).ids == ids
+
+
+def test_shapes_are_adversarial() -> None:
+    groups = [(s.num_attention_heads, s.num_key_value_heads) for s in SHAPES]
+    assert any(h != kv and kv != h // kv and h != h // kv and kv > 1 for h, kv in groups)
+    assert any(h == kv for h, kv in groups)
+    assert any(kv == 1 for _, kv in groups)
+    assert any(s.head_dim != s.hidden_size / s.num_attention_heads for s in SHAPES)
+    assert any(s.hidden_size % s.num_attention_heads == 0 for s in SHAPES)
+    assert any(s.vocab_size % 2 for s in SHAPES)
+    assert any(s.vocab_size % 64 for s in SHAPES)
+    assert len({s.num_hidden_layers for s in SHAPES}) > 1
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: f"{shape.num_attention_heads}x{shape.head_dim}")
+def test_loud_attention_is_sharp(shape) -> None:
+    _, weights = _weights(random_checkpoint(shape, "loud", 0), range(40))
+    last = weights[:, -1]  # [L·H_q, T]
+    assert np.median(last.max(axis=1)) > 4 / 40
+
+
+def test_quiet_weights_expose_eps() -> None:
+    checkpoint = random_checkpoint(SHAPES[0], "quiet", 0)
+    other = type(checkpoint)("other", {**checkpoint.config, "rms_norm_eps": 1e-6}, checkpoint.weights)
+    tokens = tuple(range(20))
+    yardstick, changed = (Yardstick(one, Precision()) for one in (checkpoint, other))
+    moved = changed.oracle(tokens) - yardstick.oracle(tokens)
+    assert moved.std() > 0.02 * yardstick.oracle(tokens).std()
+
+
+def test_a_tape_plays_its_script() -> None:
+    made = tape()
+    tokens = (3, 3, 90, 0, 100)
+    scores = Yardstick(made, Precision()).oracle(tokens)
+    assert scores.argmax(axis=1).tolist() == [successor(token, made.vocab_size) for token in tokens]
+    assert sorted(successor(token, made.vocab_size) for token in range(made.vocab_size)) == list(range(made.vocab_size))
+
+
+def test_a_scope_reads_the_attention_weights_of_the_oracle() -> None:
+    scope = attention_scope("quiet")
+    tokens = scope.content_at(9, [0, 3, 4, 8])
+    scores, weights = _weights(scope.checkpoint, tokens)
+    read = scope.read(scores[:, scope.columns])  # [T, L, H_q, content]
+    heads = weights.reshape(scope.layers, scope.heads, 9, 9)
+    for token, place in enumerate([0, 3, 4, 8]):
+        # Read-outs of lower layers change the next norm by less than 1 %.
+        assert np.allclose(read[:, :, :, token], heads[:, :, :, place].transpose(2, 0, 1), rtol=0.01, atol=0)
+    assert np.allclose(read[:, 0, :, 0], (1 / np.arange(1, 10))[:, None], rtol=1e-4)  # eps alone is 3e-5
+
+
+@pytest.mark.parametrize("add", [0.0, -3.0])
+def test_a_reading_is_the_same_from_log_probabilities(add) -> None:
+    scope = attention_scope("quiet")
+    scores, _ = _weights(scope.checkpoint, scope.content_at(5, [1, 2]))
+    moved = scores[:, scope.columns] + add * np.arange(5)[:, None]
+    assert np.allclose(scope.read(moved), scope.read(scores[:, scope.columns]), atol=1e-12)
+
+
+@pytest.mark.parametrize("narrow", [False, True])
+def test_loud_scores_outweigh_a_finite_mask(narrow) -> None:
+    """The weight leaks through -10,000 (and, wide, through -1e9) and stays within a quarter of the range."""
+    scope = attention_scope("loud", narrow=narrow)
+    shape, weights = scope.checkpoint.config, scope.checkpoint.weights
+    unit = np.sqrt(shape["hidden_size"] / 2)
+    q = weights["model.layers.0.self_attn.q_proj.weight"].max() * unit
+    k = weights["model.layers.0.self_attn.k_proj.weight"].max() * unit
+    contrast = 2 * q * k / np.sqrt(shape["head_dim"])
+    assert contrast > 10_000 + 100
+    assert narrow or contrast > 1e9
+    assert q * k < (np.finfo(np.float16).max if narrow else np.finfo(np.float32).max) / 4
+
+
+def test_a_scope_that_does_not_fit_says_so() -> None:
+    with pytest.raises(ValueError, match=r"hidden_size = 2·4\^k of at least \d+ channels"):
+        attention_scope("quiet", shape=Shape(hidden_size=64, num_attention_heads=8, head_dim=8))
+
+
+def _weights(checkpoint, tokens) -> tuple[np.ndarray, np.ndarray]:
+    """Scores [T, V], and the attention weights of all layers and heads, [L·H_q, T, T], by the oracle."""
+    yardstick = Yardstick(checkpoint, Precision())
+    record: list[np.ndarray] = []
+    scores = decoder(yardstick._config, yardstick._weights, list(tokens), record=record)
+    return scores, np.concatenate(record)

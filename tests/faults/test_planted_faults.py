@@ -1,0 +1,61 @@
+"""Every planted fault is caught by the requirement that it breaks; the reference, by none."""
+
+import importlib
+
+import pytest
+
+from lmconform.faults import FAULTS
+from lmconform.judging.verdict import Verdict
+from lmconform.suite.bench import Bench, Record
+from lmconform.suite.plan import Case, Plan, Profile
+from lmconform.transport.client import Connection, EngineSpec
+
+PROFILE = Profile("quick", 4, 1, False, 600, "four examples on one random checkpoint")
+
+
+def judge(target: str, requirement: str) -> list[Record]:
+    """All tests of one requirement, in the engine's default regime."""
+    suite = importlib.import_module("lmconform.suite.test_causal_mask")
+    connection = Connection.start(EngineSpec(target, in_process=True))
+    bench = Bench(connection, Plan(connection, PROFILE, seed=0), deadline=float("inf"))
+    try:
+        return [
+            bench.judge(value.decides, Case(case.checkpoint))
+            for value in vars(suite).values()
+            if hasattr(value, "decides") and value.decides.requirement == requirement
+            for case in bench.plan.cases(value.decides.on, every_regime=False)
+        ]
+    finally:
+        bench.close()
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+def test_a_planted_fault_fails_at_its_requirement(fault) -> None:
+    records = judge(f"{fault.engine.__module__}:{fault.name}", fault.requirement)
+    failed = [record for record in records if record.verdict == Verdict.FAIL]
+    assert failed, [(record.test, record.verdict, record.reason) for record in records]
+    assert all(record.finding["where"] and record.counterexample for record in failed)
+
+
+@pytest.mark.parametrize("requirement", sorted({fault.requirement for fault in FAULTS}))
+def test_the_reference_passes_the_same_tests(requirement) -> None:
+    records = judge("reference", requirement)
+    assert {record.verdict for record in records} == {Verdict.PASS}
+    assert sum(record.bites for record in records) >= 5
+
+
+@pytest.mark.parametrize(
+    ("name", "requirement", "words"),
+    [
+        ("LeaksOneAhead", "CM-4", ("layer 0", "head", "exactly 0")),
+        ("LeaksInTheLastHead", "CM-4", ("head 7",)),
+        ("MasksTheFirstLayerOnly", "CM-4", ("layer 1",)),
+        ("ExcludesItself", "CM-2", ("position 1 ", "looking at position 1")),
+        ("AlignsChunksAtTheUpperLeft", "CM-5", ("head 0", "beside")),
+        ("MasksWithMinus10", "CM-6", ("measured 1,", "exactly 0")),
+    ],
+)
+def test_the_card_names_position_head_and_weight(name, requirement, words) -> None:
+    records = judge(f"lmconform.faults.causal_mask:{name}", requirement)
+    reasons = [record.reason for record in records if record.verdict == Verdict.FAIL]
+    assert any(all(word in reason for word in words) for reason in reasons), reasons

@@ -1,0 +1,113 @@
+"""How examples are run: a failure is shrunk, remembered, and looked at twice where it could be noise."""
+
+import pytest
+from hypothesis import strategies as st
+
+from lmconform.suite.dsl import Decides
+from lmconform.suite.examples import CERTAIN, REDRAWS, SHRINKS, Runner
+from lmconform.suite.expect import Exceeded, Finding
+
+
+class FakeSubject:
+    vocab_size = 50
+
+
+def exceeded(excess: float) -> Exceeded:
+    return Exceeded(Finding("a score", "1", "0", "row 0", error=excess, budget=1.0))
+
+
+def runner(body, redrawn=None, **structure) -> Runner:
+    makers = {name: (lambda _, strategy=strategy: strategy) for name, strategy in structure.items()}
+    return Runner(Decides("CM-1", "", "score", (), False, body, makers), FakeSubject(), redrawn)
+
+
+def test_a_test_that_holds_finds_nothing_and_counts_its_examples() -> None:
+    def body(model, expect, draw, n):
+        expect.bites(n > 3)
+
+    under = runner(body, n=st.integers(0, 9))
+    assert under.search(20, 1) is None
+    assert under.tally.examples == 20
+    assert 0 < under.tally.bites < 20
+
+
+def test_a_failure_is_made_small() -> None:
+    def body(model, expect, draw, n):
+        if n >= 17:
+            raise exceeded(1e6)
+
+    example, _ = runner(body, n=st.integers(0, 1000)).search(50, 1)
+    assert example.structure == {"n": 17}
+
+
+def test_shrinking_asks_the_engine_a_bounded_number_of_times() -> None:
+    calls = []
+
+    def body(model, expect, draw, n):
+        calls.append(n)
+        if n > 10:
+            raise exceeded(1e6)
+
+    runner(body, n=st.integers(0, 10**9)).search(10, 1)
+    first = next(index for index, n in enumerate(calls) if n > 10)
+    assert len(calls) - first <= SHRINKS + 1
+
+
+def test_an_engine_that_changes_its_mind_is_judged_by_its_first_answer() -> None:
+    seen = set()
+
+    def body(model, expect, draw, n):
+        if n > 5 and n not in seen:
+            seen.add(n)
+            raise exceeded(1e6)
+
+    assert runner(body, n=st.integers(0, 100)).search(30, 1) is not None
+
+
+@pytest.mark.parametrize("confirmed", range(REDRAWS + 1))
+def test_a_suspicion_fails_only_if_every_redraw_exceeds(confirmed) -> None:
+    redraws = []
+
+    def body(model, expect, draw, n):
+        if model in redraws and len(redraws) > confirmed:
+            return
+        raise exceeded(2.0)
+
+    def redrawn(number):
+        redraws.append(number)
+        fake = FakeSubject()
+        redraws[-1] = fake
+        return fake
+
+    under = runner(body, redrawn, n=st.integers(0, 3))
+    found = under.search(5, 1)
+    assert (found is not None) == (confirmed >= REDRAWS)
+    assert under.tally.suspicions == (found is None)
+
+
+def test_an_error_far_beyond_noise_needs_no_redraw() -> None:
+    def body(model, expect, draw, n):
+        raise exceeded(CERTAIN)
+
+    def redrawn(number):
+        raise AssertionError("no redraw was needed")
+
+    assert runner(body, redrawn, n=st.integers(0, 3)).search(5, 1) is not None
+
+
+def test_the_same_seed_tries_the_same_examples() -> None:
+    def trace(seed):
+        drawn = []
+        runner(lambda model, expect, draw, n: drawn.append((n, draw.tokens(3))), n=st.integers(0, 10**6)).search(
+            9, seed
+        )
+        return drawn
+
+    assert trace(3) == trace(3)
+    assert trace(3) != trace(4)
+
+
+def test_a_test_with_nothing_to_draw_runs_once() -> None:
+    under = runner(lambda model, expect, draw: expect.bites(True))
+    assert under.search(10, 1) is None
+    assert (under.tally.examples, under.tally.bites) == (1, 1)

@@ -1,0 +1,64 @@
+"""What a run will cost, counted; and the lengths that it uses."""
+
+from pathlib import Path
+
+import pytest
+
+from lmconform.checkpoints.random import SHAPES
+from lmconform.suite.dsl import LOUD_SCOPE, RANDOM, SCOPE
+from lmconform.suite.plan import EDGES, GIVEN, LENGTHS, MAX_TOKENS, PROFILES, TAPE, Plan, given_material
+
+ALL = (RANDOM, SCOPE, LOUD_SCOPE)
+
+
+def plan(bench, profile="quick", given=None) -> Plan:
+    return Plan(bench.connection, PROFILES[profile], seed=0, given=given)
+
+
+@pytest.mark.parametrize(("profile", "most"), [("quick", 8), ("standard", 25)])
+def test_a_profile_makes_few_checkpoints(bench, profile, most) -> None:
+    cases = plan(bench, profile).cases(ALL, every_regime=True)
+    assert len({case.checkpoint for case in cases} | {TAPE}) <= most
+
+
+def test_lengths_are_few_a_checkpoint_and_cover_the_block_edges() -> None:
+    assert all(len(lengths) <= 6 for lengths in LENGTHS)
+    assert {length for lengths in LENGTHS for length in lengths} >= set(EDGES)
+    assert max(EDGES) + 4 <= MAX_TOKENS
+
+
+def test_each_regime_is_entered(bench) -> None:
+    regimes = {case.regime for case in plan(bench).cases([SCOPE], every_regime=True)}
+    assert regimes == {None, *bench.connection.description.regimes}
+    assert {case.regime for case in plan(bench).cases([SCOPE], every_regime=False)} == {None}
+
+
+def test_shapes_that_the_engine_refuses_are_passed_over(bench, monkeypatch) -> None:
+    monkeypatch.setattr(bench.connection, "accepts", lambda config: "odd" if config["head_dim"] != 64 else None)
+    found = plan(bench)
+    assert found.shapes == [shape for shape in SHAPES if shape.head_dim == 64]
+    assert {case.checkpoint for case in found.cases([RANDOM], False)} == {"loud-0", "quiet-1", "loud-2"}
+    assert found.material("loud-2").checkpoint.config["head_dim"] == 64
+
+
+def test_an_engine_that_refuses_every_shape_has_no_random_cases(bench, monkeypatch) -> None:
+    monkeypatch.setattr(bench.connection, "accepts", lambda config: "none of these")
+    assert plan(bench).cases([RANDOM], True) == []
+
+
+def test_a_seed_and_a_redraw_change_the_weights_and_nothing_else(bench) -> None:
+    one, other = plan(bench).material("loud-0"), plan(bench).material("loud-0#1")
+    seeded = Plan(bench.connection, PROFILES["quick"], seed=7).material("loud-0")
+    for changed in (other, seeded):
+        assert changed.checkpoint.config == one.checkpoint.config
+        name = "model.layers.0.self_attn.q_proj.weight"
+        assert (changed.checkpoint.weights[name] != one.checkpoint.weights[name]).mean() > 0.9
+
+
+def test_a_given_checkpoint_is_judged_by_the_laws_alone(bench, tmp_path: Path) -> None:
+    made = plan(bench).material("quiet-1")
+    material = given_material(made.checkpoint.write(tmp_path / "mine"))
+    found = plan(bench, given=material)
+    assert [str(case) for case in found.cases(ALL, every_regime=True)] == [GIVEN]
+    assert found.material(GIVEN) is material
+    assert found.examples < PROFILES["quick"].examples
