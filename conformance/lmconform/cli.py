@@ -129,7 +129,7 @@ def new_adapter(path: Annotated[Path, typer.Argument(help="The file to write, su
         _stop(f"{path} exists already and was left as it is. Give another path.")
     except OSError as error:
         _stop(f"{path} cannot be written: {error.strerror}. Give another path.")
-    print(f"Wrote {path}. Fill in its three methods, then run: lmconform check {path}:MyEngine")
+    print(f"Wrote {path}. Fill it in, then run: lmconform check {path}:MyEngine")
 
 
 model = typer.Typer(help="Make checkpoints of trained models.", no_args_is_help=True)

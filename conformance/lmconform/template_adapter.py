@@ -24,16 +24,17 @@ class MyEngine(Engine):
 
     def accepts(self, config):
         """Return why a checkpoint with this config.json cannot be loaded, or None."""
-        return None
+        return "scaled RoPE is not supported" if config.get("rope_scaling") else None
 
     def load(self, checkpoint, needs):
         """Load config.json and model.safetensors from the directory ``checkpoint`` (a pathlib.Path)."""
-        raise NotOffered("load: replace this line")
-        return MyModel()
+        return MyModel(checkpoint, self.device)
 
 
 class MyModel(Model):
-    vocab_size = 0  # the width of every row of scores
+    def __init__(self, checkpoint, device):
+        self.vocab_size = 0  # the width of every row of scores
+        raise NotOffered("load: fill in MyModel.__init__")
 
     def score(self, tokens):
         """Return an array [T, V] of logits or log-probabilities; row t is for the token that follows tokens[t]."""
