@@ -1,0 +1,246 @@
+"""The adapter to refdecoder, the reference model of this project.
+
+A faulty engine is this one with a part replaced: set ``attention_class``, or override ``build`` or ``generate``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+
+import lmconform
+import refdecoder
+from lmconform.adapter import (
+    Array,
+    Choices,
+    Completion,
+    DType,
+    Engine,
+    Model,
+    Needs,
+    NotOffered,
+    Precision,
+    Refused,
+    Request,
+    Session,
+)
+from lmconform.engines.common import check_tokens, choose, whole_number
+from refdecoder.cache import Cache, Side
+from refdecoder.checkpoint import DTYPES, load
+from refdecoder.model import ATTENTION_FORMS
+from refdecoder.text import Text
+
+CHUNK = 5  # tokens a pass in the regime "chunked-prefill": short, and no divisor of usual lengths
+
+
+@contextmanager
+def refusing() -> Iterator[None]:
+    """Turn what refdecoder refuses on purpose into ``Refused``; anything else is a fault and passes through."""
+    try:
+        yield
+    except (refdecoder.CheckpointError, refdecoder.InputError) as error:
+        raise Refused(str(error)) from error
+
+
+class Reference(Engine):
+    """refdecoder. Options: ``dtype``, ``device``, ``attention`` (eager or sdpa), ``threads``."""
+
+    name = "refdecoder"
+    attention_class: type[refdecoder.Attention] = refdecoder.Attention
+
+    def __init__(
+        self, dtype: str = "float32", device: str = "cpu", attention: str = "eager", threads: str | None = None
+    ) -> None:
+        """Raise ValueError if an option has a value that is not known or not available here."""
+        number = cast(DType, choose("dtype", dtype, DTYPES))
+        self.attention = choose("attention", attention, ATTENTION_FORMS)
+        self.dtype, self.device = DTYPES[number], _device(device)
+        if threads is not None:
+            torch.set_num_threads(whole_number("threads", threads))
+        self.version = f"{lmconform.__version__} (torch {torch.__version__})"
+        self.precision = Precision(weights=number, compute=number, kv_cache=number, scores=number)
+        self.choices = Choices(
+            scores="logits",
+            logprobs="raw",
+            ties="first",
+            sampler_order=("temperature", "top_k", "top_p", "min_p"),
+            temperature_zero="greedy",
+            stop_token="returned",
+            stop_text="dropped",
+            min_tokens="mask",
+            context_limit="stops",
+            empty_prompt="refused",
+        )
+
+    def accepts(self, config: Mapping[str, Any]) -> str | None:
+        """Return why refdecoder refuses this config.json, or None."""
+        try:
+            refdecoder.DecoderConfig.from_dict(config)
+        except refdecoder.CheckpointError as error:
+            return str(error)
+        return None
+
+    def regimes(self) -> Mapping[str, Mapping[str, Any]]:
+        """Return padding on the left (the default is the right), prefill in chunks, and the other form of attention."""
+        (other,) = set(ATTENTION_FORMS) - {self.attention}
+        return {
+            "left-padding": {"padding": "left"},
+            "chunked-prefill": {"chunk": CHUNK},
+            other: {"attention": other},
+        }
+
+    def load(self, checkpoint: Path, needs: Needs) -> Model:
+        """Load a checkpoint directory; raise Refused if refdecoder refuses it, or for an unknown regime."""
+        regimes = self.regimes()
+        if needs.regime is not None and needs.regime not in regimes:
+            raise Refused(f"Regime {needs.regime!r} is not known; it may be one of: {', '.join(regimes)}.")
+        settings: dict[str, Any] = {"attention": self.attention, "padding": "right", "chunk": None}
+        settings |= regimes[needs.regime] if needs.regime else {}
+        with refusing():
+            decoder = load(
+                checkpoint, self.dtype, self.device, lambda config: self.build(config, settings["attention"])
+            )
+            text = Text(checkpoint) if (checkpoint / "tokenizer.json").exists() else None
+        return ReferenceModel(decoder, text, needs, padding=settings["padding"], chunk=settings["chunk"])
+
+    def build(self, config: refdecoder.DecoderConfig, attention: str) -> refdecoder.Decoder:
+        """Return the decoder that the weights are loaded into."""
+        return refdecoder.Decoder(config, attention, self.attention_class)
+
+
+class ReferenceModel(Model):
+    """A loaded decoder, and how its batches are fed."""
+
+    max_length: int
+
+    def __init__(
+        self, decoder: refdecoder.Decoder, text: Text | None, needs: Needs, *, padding: Side, chunk: int | None
+    ) -> None:
+        self.decoder, self.text, self.needs = decoder, text, needs
+        self.padding, self.chunk = padding, chunk
+        self.vocab_size = decoder.config.vocab_size
+        self.max_length = decoder.config.max_position_embeddings
+
+    def score(self, tokens: Sequence[int]) -> Array:
+        """Return the logits of one sequence, [T, V]."""
+        return self.score_batch([tokens])[0]
+
+    def score_batch(self, sequences: Sequence[Sequence[int]]) -> list[Array]:
+        """Return the logits of each sequence, [T_b, V], from one padded batch."""
+        return self._score([check_tokens(one, self.vocab_size, limit=self.max_length) for one in sequences])
+
+    def open(self) -> ReferenceSession:
+        """Return a session with room for ``needs.max_tokens`` tokens, or the whole context if that is shorter."""
+        return ReferenceSession(self, self.decoder.new_cache(1, min(self.needs.max_tokens, self.max_length)))
+
+    def generate(self, requests: Sequence[Request]) -> list[Completion]:
+        """Continue all requests in one batch."""
+        if self.text is None and any(request.stop_strings for request in requests):
+            raise NotOffered("Stop strings need the checkpoint's tokenizer.json, and it has none.")
+        with refusing():
+            rows = [row for request in requests for row in self._rows(request)]
+            done = refdecoder.generate(
+                self.decoder,
+                rows,
+                decode=None if self.text is None else self.text.decode,
+                chunk=self.chunk,
+                padding=self.padding,
+            )
+        streams = [request.stream for request in requests for _ in range(request.n)]
+        return [self._completion(one, piecewise) for one, piecewise in zip(done, streams, strict=True)]
+
+    def _score(self, sequences: Sequence[Sequence[int]], cache: Cache | None = None) -> list[Array]:
+        if not sequences:
+            return []
+        with refusing():
+            logits = refdecoder.score(self.decoder, sequences, cache=cache, chunk=self.chunk, padding=self.padding)
+        return [_array(one) for one in logits]
+
+    def _rows(self, request: Request) -> list[refdecoder.Request]:
+        """Return one refdecoder request for each of the ``n`` completions, all with seeds of their own."""
+        check_tokens(request.prompt, self.vocab_size, limit=self.max_length)
+        if request.n < 1:
+            raise Refused(f"{request.n} completions were asked for; n must be 1 or more.")
+        sampler = refdecoder.Sampler(request.temperature, request.top_k, request.top_p, request.min_p)
+        stops = refdecoder.Stops(request.stop_ids, request.stop_sequences, request.stop_strings, request.min_new_tokens)
+        return [
+            refdecoder.Request(
+                request.prompt, request.max_new_tokens, sampler, stops, _seed(request.seed, which), request.logprobs
+            )
+            for which in range(request.n)
+        ]
+
+    def _completion(self, done: refdecoder.Completion, piecewise: bool) -> Completion:
+        return Completion(
+            tokens=tuple(done.tokens),
+            finish_reason=done.reason,
+            text=None if self.text is None else done.text,
+            logprobs=None if done.logprobs is None else tuple(done.logprobs),
+            pieces=tuple((token,) for token in done.tokens) if piecewise else None,  # a stream event is one token
+            cached_tokens=0,
+        )
+
+
+class ReferenceSession(Session):
+    """One row of a KV cache."""
+
+    def __init__(self, model: ReferenceModel, cache: Cache) -> None:
+        self.model = model
+        self.cache: Cache | None = cache
+
+    def extend(self, tokens: Sequence[int]) -> Array:
+        """Append ``tokens``; return their logits, [n, V]."""
+        cache = self._open()
+        ids = check_tokens(tokens, self.model.vocab_size, held=cache.lengths[0], limit=cache.capacity)
+        return self.model._score([ids], cache)[0]
+
+    def fork(self) -> ReferenceSession:
+        """Return an independent copy."""
+        return ReferenceSession(self.model, self._open().fork())
+
+    def truncate(self, length: int) -> None:
+        """Forget all but the first ``length`` tokens; raise Refused if there are fewer."""
+        with refusing():
+            self._open().truncate(0, length)
+
+    def cache_bytes(self) -> int:
+        """Return the bytes of keys and values: they are allocated when the session is opened."""
+        return self._open().nbytes
+
+    def close(self) -> None:
+        """Release the cache. A closed session refuses everything else."""
+        self.cache = None
+
+    def _open(self) -> Cache:
+        if self.cache is None:
+            raise Refused("The session is closed.")
+        return self.cache
+
+
+def _array(logits: torch.Tensor) -> Array:
+    """Return ``logits`` on the host, in float64 if they are, else widened to float32."""
+    exact = logits if logits.dtype == torch.float64 else logits.float()
+    return np.asarray(exact.cpu().numpy())
+
+
+def _seed(seed: int | None, which: int) -> int | None:
+    """Return the seed of one of the completions of a request; close seeds give unrelated ones."""
+    if seed is None:
+        return None
+    if seed < 0:
+        raise Refused(f"The seed is {seed}; it must be 0 or more.")
+    return int(np.random.SeedSequence((seed, which)).generate_state(1, np.uint64)[0])
+
+
+def _device(name: str) -> torch.device:
+    """Return the torch device ``name``; raise ValueError if this machine does not have it."""
+    try:
+        torch.ones(1, device=name).tolist()
+        return torch.device(name)
+    except (RuntimeError, AssertionError) as error:  # torch built without a backend asserts
+        raise ValueError(f"Option device={name} cannot be used here: {str(error).splitlines()[0]}") from error
