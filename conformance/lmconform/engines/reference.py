@@ -63,7 +63,8 @@ class Reference(Engine):
         if threads is not None:
             torch.set_num_threads(whole_number("threads", threads))
         self.version = f"{lmconform.__version__} (torch {torch.__version__})"
-        self.precision = Precision(weights=number, compute=number, kv_cache=number, scores=number)
+        wide: DType = "float64" if number == "float64" else "float32"
+        self.precision = Precision(weights=number, compute=number, kv_cache=number, scores=number, logprobs=wide)
         self.choices = Choices(
             scores="logits",
             logprobs="raw",
