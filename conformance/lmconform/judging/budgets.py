@@ -121,8 +121,10 @@ class Yardstick:
         defined up to a constant. ``sides`` is 2 for the difference of two results of the engine.
         """
 
+        longest = _longest({tokens for tokens, _ in places})
+
         def taken(table: Callable[[tuple[int, ...]], Array], how: Arithmetic | None = None) -> Array:
-            rows = np.array([table(tokens)[position] for tokens, position in places])  # [n, V]
+            rows = np.array([table(longest[tokens])[position] for tokens, position in places])  # [n, V]
             if logprobs:
                 rows = log_softmax(rows)
                 rows = getattr(how, logprobs)(rows) if how else rows
@@ -132,6 +134,14 @@ class Yardstick:
         wanted = taken(self.oracle)
         legal = [taken(partial(self._run, number), how) for number, how in enumerate(self._ways)]
         return wanted, _budget(np.array(legal) - wanted, wanted, self.precision, sides)
+
+
+def _longest(sequences: set[tuple[int, ...]]) -> dict[tuple[int, ...], tuple[int, ...]]:
+    """For each sequence the longest that starts with it: its scores hold those of the shorter one."""
+    found: dict[tuple[int, ...], tuple[int, ...]] = {}
+    for one in sorted(sequences, key=len, reverse=True):
+        found[one] = next((longer for longer in found.values() if longer[: len(one)] == one), one)
+    return found
 
 
 def centred(rows: Array) -> Array:
