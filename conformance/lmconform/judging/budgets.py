@@ -36,6 +36,9 @@ FACTORS: dict[str, tuple[float, float, float]] = {
 }
 """(c, c_t, c_m) by compute format; measured in spec/numerics.md."""
 
+CERTAIN = 16.0
+"""An error of so many budgets is no noise and needs no second look: legal ones stay below 1."""
+
 UNFIT = 0.05
 """A checkpoint with S/sigma beyond this cannot tell right from wrong in this format."""
 
@@ -68,13 +71,15 @@ class Budget:
         """Legal errors are too large a part of the scores' spread to tell right from wrong."""
         return self.size > UNFIT * self.spread
 
-    def excess(self, error: Array) -> float:
-        """By what factor ``error`` [n, K] exceeds the tightest of the three bounds; at most 1 is within budget."""
-        if not np.isfinite(error).all():
-            return float("inf")
+    def shares(self, error: Array) -> tuple[float, float, float]:
+        """What part of each bound ``error`` [n, K] uses: over all, in its worst row, and in its largest element."""
         overall = sqrt(np.mean(error**2)) / self.overall
         rows = np.sqrt((error**2).mean(axis=1)) / self.rows
-        return float(max(overall, rows.max(), np.abs(error).max() / self.largest))
+        return overall, float(rows.max()), float(np.abs(error).max() / self.largest)
+
+    def excess(self, error: Array) -> float:
+        """By what factor ``error`` [n, K] exceeds the tightest of the three bounds; at most 1 is within budget."""
+        return max(self.shares(error)) if np.isfinite(error).all() else float("inf")
 
 
 class Yardstick:
