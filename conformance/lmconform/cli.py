@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -15,6 +16,7 @@ from rich.table import Table
 
 from lmconform import __version__
 from lmconform.engines import known
+from lmconform.judging.verdict import Verdict
 from lmconform.spec import Requirement
 from lmconform.suite.choose import UnknownRequirement, matching
 
@@ -82,18 +84,21 @@ def replay(
     python: Annotated[Path | None, typer.Option(help="Interpreter of the engine's own environment.")] = None,
     in_process: Annotated[bool, typer.Option("--in-process", help="No process of its own, for a debugger.")] = False,
 ) -> None:
-    """Judge one recorded counterexample again. Exit code 0: it passes now; 1: it still fails; 2: it could not run."""
+    """Judge one recorded counterexample again. Exit code 0: it passes now; 1: it fails; 2: it could not be judged."""
     from lmconform.suite.replay import Unreadable, replay_file
     from lmconform.transport.client import StartError
 
     try:
         record = replay_file(counterexample, engine, python, in_process)
-    except (Unreadable, StartError) as error:
+    except Unreadable as error:
         _stop(str(error))
-    Console(highlight=False).print(
-        f"{record.requirement} {record.verdict}: {record.reason or 'within budget'}", markup=False
-    )
-    raise typer.Exit(0 if record.verdict == "pass" else 1)
+    except StartError as error:
+        _stop("\n".join(filter(None, (str(error), error.detail))))
+    console = Console(highlight=False)
+    console.print(f"{record.requirement} {record.verdict}: {record.reason or 'within budget'}", markup=False)
+    if record.detail:
+        console.print(record.detail, markup=False)
+    raise typer.Exit({Verdict.PASS: 0, Verdict.FAIL: 1}.get(Verdict(record.verdict), 2))
 
 
 @app.command()
@@ -166,6 +171,7 @@ def _pytest(arguments: list[str]) -> int:
 
     fixed = ["-c", str(SUITE / "pytest.ini"), "--rootdir", str(SUITE), "--confcutdir", str(SUITE), str(SUITE)]
     fixed += ["-p", "lmconform.plugin", "-p", "no:terminal", "-p", "no:cacheprovider", "--capture=no"]
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: sum up, write the report, end the engine
     try:
         code = int(pytest.main([*fixed, *arguments]))
     except KeyboardInterrupt:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import secrets
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Generator
@@ -28,7 +29,7 @@ from lmconform.suite.bench import Bench, Record
 from lmconform.suite.choose import DOORS, doors, matching
 from lmconform.suite.dsl import Decides
 from lmconform.suite.plan import PROFILES, Case, Plan, given_material
-from lmconform.transport.client import Connection, EngineSpec, StartError
+from lmconform.transport.client import Connection, EngineFault, EngineSpec, StartError
 
 RUN = pytest.StashKey["Run"]()
 SEED, COSTS = "lmconform_seed", "lmconform_costs"
@@ -57,6 +58,7 @@ class Run:
 
     def __init__(self, config: pytest.Config) -> None:
         option = config.option
+        _check(option)
         self.started = time.monotonic()
         self.only = {one.id for one in matching(option.only.split(","))} if option.only else None
         self.doors = doors(option.access.split(",")) if option.access else None
@@ -69,9 +71,10 @@ class Run:
             options=_options(option.option),
             in_process=option.in_process,
         )
-        self.connection = Connection.start(self.spec, time_limit=option.time_limit)
         material = given_material(Path(option.checkpoint)) if option.checkpoint else None
+        self.connection = Connection.start(self.spec, time_limit=option.time_limit)
         self.plan = Plan(self.connection, self.profile, self.seed, material)
+        _ = self.plan.shapes  # asks the engine, which may break down: better now than while tests are collected
         seconds = self.profile.seconds if option.minutes is None else 60 * option.minutes
         self.bench = Bench(self.connection, self.plan, self.started + seconds, _database(config, self.spec))
 
@@ -98,6 +101,17 @@ class Run:
             "restarts": counts.restarts,
             "bytes_received": counts.bytes_received,
         }
+
+
+def _check(option: Any) -> None:
+    """Raise ValueError for numbers that no run can use and for options that exclude each other."""
+    for name, value in (("--time-limit", option.time_limit), ("--minutes", option.minutes)):
+        if value is not None and not value > 0:
+            raise ValueError(f"{name} is {value:g}; a number above 0 was expected.")
+    if option.seed is not None and option.seed < 0:
+        raise ValueError(f"--seed is {option.seed}; a whole number of 0 or more was expected.")
+    if option.in_process and getattr(option, "numprocesses", None):
+        raise ValueError("--in-process is for a debugger, which follows one process: leave out -n (--jobs) or it.")
 
 
 def _seed(config: pytest.Config) -> int:
@@ -129,33 +143,45 @@ def _database(config: pytest.Config, spec: EngineSpec) -> Path | None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if not config.option.engine or config.option.help:
+    if config.option.help:
         return
+    if config.option.engine is None:
+        raise pytest.UsageError(
+            "The conformance suite needs --engine ENGINE: a name of `lmconform engines`, module:Class, or "
+            "path/to/file.py:Class."
+        )
+    main = not hasattr(config, "workerinput")
     try:
-        if config.option.report and not hasattr(config, "workerinput"):
+        if config.option.report and main:
             report.prepare(Path(config.option.report))
-        run = Run(config)
-    except StartError as error:
-        raise pytest.UsageError("\n".join(filter(None, (str(error), error.detail)))) from None
     except OSError as error:
-        raise pytest.UsageError(f"The report directory {config.option.report} cannot be written: {error}.") from None
+        raise pytest.UsageError(
+            f"The report directory {config.option.report} cannot be written ({error.strerror}: {error.filename}). "
+            "Name another with --report."
+        ) from None
+    try:
+        run = Run(config)
+    except (StartError, EngineFault) as error:
+        raise pytest.UsageError("\n".join(filter(None, (str(error), error.detail)))) from None
     except ValueError as error:
         raise pytest.UsageError(str(error)) from None
+    except KeyboardInterrupt:
+        raise pytest.UsageError("Interrupted while the engine was starting. Nothing was judged.") from None
+    if run.report is not None and main:
+        report.empty(run.report)
     config.stash[RUN] = run
     config.add_cleanup(run.bench.close)
-    if hasattr(config, "workerinput"):
-        config.pluginmanager.register(Worker(config, run), "lmconform-worker")
-    else:
+    if main:
         config.pluginmanager.register(Summary(config, run), "lmconform-summary")
+    else:
+        config.pluginmanager.register(Worker(config, run), "lmconform-worker")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     spec: Decides | None = getattr(metafunc.function, "decides", None)
     if spec is None:
         return
-    run = metafunc.config.stash.get(RUN, None)
-    if run is None:
-        raise pytest.UsageError("The conformance suite needs --engine ENGINE.")
+    run = metafunc.config.stash[RUN]
     metafunc.parametrize(
         "case", run.plan.cases(spec.on, spec.every_regime), ids=lambda case: f"{spec.requirement}-{case}"
     )
@@ -165,7 +191,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     run = config.stash.get(RUN, None)
     if run is None:
         return
-    kept = [item for item in items if _spec(item) is not None and run.wants(_spec(item))]
+    kept = [item for item in items if _case(item) is not None and run.wants(_spec(item))]
     dropped = [item for item in items if item not in set(kept)]
     if dropped:
         config.hook.pytest_deselected(items=dropped)
@@ -177,9 +203,11 @@ def _spec(item: pytest.Item) -> Any:
     return getattr(getattr(item, "function", None), "decides", None)
 
 
-def _case(item: pytest.Item) -> Case:
+def _case(item: pytest.Item) -> Case | None:
+    """The item's case; None for a foreign test, and where the plan has no case for the test."""
     callspec = getattr(item, "callspec", None)
-    return callspec.params["case"] if callspec is not None and "case" in callspec.params else Case("")
+    case = callspec.params.get("case") if callspec is not None else None
+    return case if isinstance(case, Case) else None
 
 
 @pytest.fixture
@@ -207,6 +235,12 @@ def _conclude(record: Record) -> None:
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
     """Hand the record on with the report, which travels from worker to controller."""
     made = yield
+    spec, case = _spec(item), _case(item)
+    if made.when == "call" and made.failed and spec and case and not hasattr(item, "lmconform"):
+        broken = Record(spec.requirement, Verdict.ERROR, spec.body.__name__, spec.door, str(case))
+        broken.reason = "the suite itself broke down in this test; please report it with the traceback."
+        broken.detail = made.longreprtext
+        vars(item)["lmconform"] = report.plain(asdict(broken))
     if hasattr(item, "lmconform") and made.when == "call":
         made.lmconform = item.lmconform
     return made
@@ -234,7 +268,7 @@ class Summary:
         self._run = run
         self._costs: list[dict[str, Any]] = []
         self._progress: text.Progress | None = None
-        self._alone = not config.pluginmanager.has_plugin("terminalreporter")
+        self._alone = not config.pluginmanager.has_plugin("terminal")
         self.results = report.Results(run.engine(), {"profile": run.profile.name, "seed": run.seed}, planned={})
         if self._alone:
             text.heading(Console(highlight=False), self.results)
@@ -254,12 +288,19 @@ class Summary:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         record = getattr(report, "lmconform", None)
         if record is None:
+            self._tell(report)
             return
         if self._run.report is not None:
             keep(self._run.report, record)
         self.results.records.append(record)
         if self._progress:
             self._progress.step(record)
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        self._tell(report)
+
+    def pytest_keyboard_interrupt(self) -> None:
+        self.results.run["note"] = "The run was interrupted; what it had judged until then is kept."
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node: Any) -> None:
@@ -276,6 +317,8 @@ class Summary:
             return
         if self._progress:
             self._progress.stop()
+        if not self.results.planned:
+            self.results.run.setdefault("note", _nothing_fits(session.config.option))
         self.results.run["seconds"] = time.monotonic() - self._run.started
         self.results.run["costs"] = report.merge_counts([self._run.costs(), *self._costs])
         if self._run.report is not None:
@@ -289,12 +332,26 @@ class Summary:
             terminalreporter.section("conformance")
             terminalreporter.write(_rendered(lambda console: text.summary(console, self.results)))
 
+    def _tell(self, report: pytest.TestReport | pytest.CollectReport) -> None:
+        """Print what broke down outside a test's own record; otherwise only pytest's terminal would."""
+        if report.failed and self._alone:
+            print(report.longreprtext, file=sys.stderr)
+
     def _plan(self, ids: list[str]) -> None:
         """The requirement is the first part of a test's parameter: test_name[CM-1-loud-0]."""
         found = (REQUIREMENT_OF.search(name) for name in ids)
         self.results.planned = dict(Counter(match[1] for match in found if match))
         if self._alone:
             self._progress = text.Progress(Console(highlight=False), len(ids))
+
+
+def _nothing_fits(option: Any) -> str:
+    given = {"--only": option.only, "--access": option.access, "--checkpoint": option.checkpoint, "-k": option.keyword}
+    asked = ", ".join(f"{name} {value}" for name, value in given.items() if value)
+    return (
+        f"No test fits what was asked for: {asked or 'nothing in particular'}. `lmconform explain` shows through which "
+        "doors a requirement is decided; on a checkpoint of your own (--checkpoint) only laws are."
+    )
 
 
 def _rendered(draw: Callable[[Console], None]) -> str:

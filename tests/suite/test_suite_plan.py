@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from lmconform.adapter import Refused
 from lmconform.checkpoints.random import SHAPES
 from lmconform.suite.dsl import LOUD_SCOPE, RANDOM, SCOPE
 from lmconform.suite.plan import EDGES, GIVEN, LENGTHS, MAX_TOKENS, PROFILES, TAPE, Plan, given_material
@@ -41,9 +42,10 @@ def test_shapes_that_the_engine_refuses_are_passed_over(bench, monkeypatch) -> N
     assert found.material("loud-2").checkpoint.config["head_dim"] == 64
 
 
-def test_an_engine_that_refuses_every_shape_has_no_random_cases(bench, monkeypatch) -> None:
+def test_an_engine_that_refuses_every_shape_is_told_why_nothing_is_judged(bench, monkeypatch) -> None:
     monkeypatch.setattr(bench.connection, "accepts", lambda config: "none of these")
-    assert plan(bench).cases([RANDOM], True) == []
+    with pytest.raises(Refused, match=r"accepts no shape of the suite.*none of these"):
+        plan(bench).material("loud-0")
 
 
 def test_a_seed_and_a_redraw_change_the_weights_and_nothing_else(bench) -> None:

@@ -29,7 +29,7 @@ def failure(spec):
 @pytest.mark.parametrize(
     ("name", "options", "why"),
     [
-        ("Toi", {}, "has no 'Toi'. Adapters in it: Toy, Bare"),
+        ("Toi", {}, "has no 'Toi'. Did you mean 'Toy'? Adapters in it: Toy, Bare"),
         ("function", {}, "is a function, not a class. Adapters in it: Toy"),
         ("NotAnEngine", {}, "is not a subclass of lmconform.adapter.Engine"),
         ("Toy", {"devise": "cpu"}, "There is no option 'devise'. Did you mean 'device'? Toy takes: device, dtype."),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -103,8 +104,14 @@ class Results:
 
 
 def prepare(directory: Path) -> None:
-    """Make the report directory and empty what an earlier run left. Raises OSError if it cannot be written."""
+    """Make the report directory, and leave what is in it. Raises OSError if it cannot be written."""
     directory.mkdir(parents=True, exist_ok=True)
+    with (directory / RECORDS).open("a"):
+        pass
+
+
+def empty(directory: Path) -> None:
+    """Remove what an earlier run left in the report directory."""
     (directory / RECORDS).write_text("")
     (directory / REPORT).unlink(missing_ok=True)
     for old in (directory / COUNTEREXAMPLES).glob("*.json"):
@@ -116,11 +123,12 @@ def append(directory: Path, record: dict[str, Any]) -> None:
     if record["counterexample"]:
         folder = directory / COUNTEREXAMPLES
         folder.mkdir(exist_ok=True)
-        path = folder / f"{record['requirement']}-{record['test']}-{record['case']}.json"
+        name = f"{record['requirement']}-{record['test']}-{record['case']}.json"
+        path = folder / name.replace("/", "_")  # the engine names its regimes
         path.write_text(_dump(record["counterexample"]))
         record["counterexample_path"] = str(path)
     with (directory / RECORDS).open("a") as lines:
-        lines.write(json.dumps(record) + "\n")
+        lines.write(json.dumps(_legal(record), allow_nan=False) + "\n")
 
 
 def write(directory: Path, results: Results) -> None:
@@ -134,7 +142,16 @@ def plain(value: Any) -> Any:
 
 
 def _dump(content: Any) -> str:
-    return json.dumps(content, indent=1, ensure_ascii=False, default=str) + "\n"
+    return json.dumps(_legal(content), indent=1, ensure_ascii=False, allow_nan=False, default=str) + "\n"
+
+
+def _legal(value: Any) -> Any:
+    """JSON has no NaN and no infinity; they are written as strings, as on the wire."""
+    if isinstance(value, Mapping):
+        return {key: _legal(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_legal(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _missing(name: str) -> dict[str, Any]:

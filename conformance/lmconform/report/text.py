@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from lmconform.judging.verdict import BLOCKING, MEANING, Verdict
+from lmconform.judging.verdict import BLOCKING, MEANING, MIN_BITES, Verdict
 from lmconform.report.results import Outcome, Results
 
 STYLE = {
@@ -80,9 +81,9 @@ def summary(console: Console, results: Results) -> None:
         if outcome.verdict is Verdict.FAIL:
             console.print(card(outcome, results.engine["name"]))
     console.print(_table(outcomes))
-    for outcome in outcomes:
-        if outcome.verdict not in (Verdict.PASS, Verdict.FAIL):
-            _explain(console, outcome)
+    _explain(console, outcomes)
+    if results.run.get("note"):
+        console.print(Text(results.run["note"], STYLE[Verdict.NOT_RUN]))
     _doors(console, results)
     console.print(_last_line(results, outcomes))
 
@@ -119,18 +120,20 @@ def card(outcome: Outcome, engine: str) -> Panel:
 
 
 def _error(finding: Mapping[str, Any]) -> str:
+    if not math.isfinite(finding["error"]):
+        return "not a number, or infinite"
     if not finding["budget"]:
         return f"{finding['error']:.3g}, where exactly 0 is asked for"
     return f"{finding['error']:.3g}, budget {finding['budget']:.3g} ({finding['excess']:.3g} times)"
 
 
 def _table(outcomes: list[Outcome]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    table.add_column("verdict", no_wrap=True)
-    table.add_column("id", no_wrap=True)
-    table.add_column("requirement")
-    table.add_column("bites/examples", justify="right", no_wrap=True)
-    table.add_column("error/budget", justify="right", no_wrap=True)
+    table = Table(box=None, pad_edge=False, header_style="dim", expand=True)
+    table.add_column("verdict", width=max([7, *(len(outcome.verdict) for outcome in outcomes)]))
+    table.add_column("id", width=7)
+    table.add_column("requirement", ratio=1, no_wrap=True, overflow="ellipsis")
+    table.add_column("bites/examples", justify="right", width=14)
+    table.add_column("error/budget", justify="right", width=12)
     for outcome in outcomes:
         verdict = Text(outcome.verdict, STYLE[outcome.verdict])
         counts = f"{outcome.bites}/{outcome.examples}"
@@ -139,16 +142,29 @@ def _table(outcomes: list[Outcome]) -> Table:
     return table
 
 
-def _explain(console: Console, outcome: Outcome) -> None:
-    verdict = outcome.verdict
-    record = outcome.first(verdict) or {"reason": "", "case": "", "test": ""}
-    where = f" ({record['test']}, {record['case']})" if record["test"] else ""
-    reason = record["reason"] or f"{outcome.bites} of {outcome.examples} examples could have shown a fault"
-    console.print(
-        Text.assemble(f"{outcome.requirement.id} ", (verdict, STYLE[verdict]), f": {MEANING[verdict]}. {reason}{where}")
-    )
-    if verdict is Verdict.ERROR and record.get("detail"):
-        console.print(Text(str(record["detail"]), style="dim"))
+def _explain(console: Console, outcomes: list[Outcome]) -> None:
+    """Why requirements neither passed nor failed, each reason once; an error also where another test failed."""
+    told: dict[tuple[Verdict, str], list[Outcome]] = {}
+    for outcome in outcomes:
+        errors = [Verdict.ERROR] if outcome.first(Verdict.ERROR) else []
+        for verdict in dict.fromkeys([outcome.verdict, *errors]):
+            if verdict not in (Verdict.PASS, Verdict.FAIL):
+                told.setdefault((verdict, _reason(outcome, verdict)), []).append(outcome)
+    for (verdict, reason), some in told.items():
+        names = ", ".join(outcome.requirement.id for outcome in some)
+        record = some[0].first(verdict) or {}
+        where = f" (first in {record['test']}, {record['case']})" if record.get("test") else ""
+        console.print(Text.assemble(f"{names} ", (verdict, STYLE[verdict]), f": {reason}{where}"))
+        if verdict is Verdict.ERROR and record.get("detail"):
+            console.print(Text(str(record["detail"]).rstrip(), style="dim"))
+
+
+def _reason(outcome: Outcome, verdict: Verdict) -> str:
+    record = outcome.first(verdict)
+    if record is None:  # vacuous, which no single test is
+        found = f"{outcome.bites} of {outcome.examples} examples could have shown a fault"
+        return f"{found}; {MIN_BITES} are needed to call it tested."
+    return f"{MEANING[verdict]}: {record['reason']}" if verdict is Verdict.UNRESOLVED else str(record["reason"])
 
 
 def _doors(console: Console, results: Results) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import tempfile
 import time
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,12 +22,14 @@ from lmconform.suite.dsl import Decides
 from lmconform.suite.examples import Example, Runner
 from lmconform.suite.expect import Exceeded, Tally, Unfit
 from lmconform.suite.plan import MAX_TOKENS, TAPE, Case, Material, Plan
-from lmconform.suite.preflight import AdapterOff, preflight
+from lmconform.suite.preflight import AdapterOff, in_context, preflight
 from lmconform.suite.subject import MOST_LOGPROBS, Subject
 from lmconform.transport.client import Connection, EngineFault, RemoteModel
 
 LOADED = 4
 """Models kept loaded at a time."""
+TRIES = 2
+"""How often an engine may break down in the preflight before it is asked nothing more: each time costs a start."""
 
 
 @dataclass
@@ -62,6 +66,7 @@ class Bench:
         self._models: OrderedDict[Case, RemoteModel] = OrderedDict()
         self._fault: AdapterOff | EngineFault | NotOffered | Refused | None = None
         self._ready: set[str | None] = set()
+        self._breakdowns = 0
 
     @property
     def checkpoints(self) -> list[str]:
@@ -76,27 +81,19 @@ class Bench:
             record.reason = "the profile's time ran out before this test"
             return record
         tally = Tally()
-        try:
+        with _recorded(record):
             self._judge(spec, case, record, tally)
-        except (NotOffered, Refused) as error:
-            record.verdict, record.reason = Verdict.UNSUPPORTED, _sentence(error, spec.door)
-        except Unfit as error:
-            record.verdict, record.reason = Verdict.UNRESOLVED, str(error)
-        except AdapterOff as error:
-            record.verdict, record.reason = Verdict.ERROR, f"adapter: {error}"
-        except EngineFault as fault:
-            record.verdict, record.reason, record.detail = Verdict.ERROR, str(fault), fault.detail
         record.examples, record.bites = record.examples or tally.examples, record.bites or tally.bites
         record.seconds = time.monotonic() - started
         return record
 
     def replay(self, spec: Decides, case: Case, example: Example) -> Record:
-        """Judge one recorded example again."""
+        """Judge one recorded example again; never raises what the engine did."""
         record = Record(spec.requirement, Verdict.PASS, spec.body.__name__, spec.door, str(case))
-        runner = Runner(spec, self.subject(case), None)
-        exceeded = runner.replay(example)
-        if exceeded is not None:
-            self._fail(record, spec, case, example, exceeded)
+        with _recorded(record):
+            exceeded = Runner(spec, self.subject(case), None).replay(example)
+            if exceeded is not None:
+                self._fail(record, spec, case, example, exceeded)
         return record
 
     def subject(self, case: Case) -> Subject:
@@ -158,15 +155,28 @@ class Bench:
         try:
             subject = self._subject(Case(TAPE, regime))
             preflight(subject, subject.doors)
+            if regime is None:
+                self._in_context()
         except (NotOffered, Refused) as error:
             if regime is None:
-                self._fault = type(error)(f"the checkpoint of the preflight: {error}")
+                self._fault = type(error)(f"{error} (asked with the checkpoint of the preflight)")
                 raise self._fault from error
             raise
         except AdapterOff as error:
             self._fault = error if regime is None else None
             raise
+        except EngineFault as fault:
+            self._breakdowns += regime is None
+            self._fault = fault if self._breakdowns == TRIES else None
+            raise
         self._ready.add(regime)
+
+    def _in_context(self) -> None:
+        """The part of the preflight that needs a random checkpoint."""
+        if self.plan.spread is not None:
+            with suppress(NotOffered, Refused, EngineFault):  # the tests on this checkpoint will meet it, and say it
+                subject = self._subject(Case(self.plan.spread))
+                in_context(subject, subject.doors)
 
     def _subject(self, case: Case) -> Subject:
         material, yardstick, path = self._material(case.checkpoint)
@@ -194,6 +204,21 @@ class Bench:
             path = material.path or material.checkpoint.write(Path(self._folder.name) / name)
             self._materials[name] = material, Yardstick(material.checkpoint, self.plan.precision), path
         return self._materials[name]
+
+
+@contextmanager
+def _recorded(record: Record) -> Iterator[None]:
+    """Turn what the engine did into the record's verdict."""
+    try:
+        yield
+    except (NotOffered, Refused) as error:
+        record.verdict, record.reason = Verdict.UNSUPPORTED, _sentence(error, record.door)
+    except Unfit as error:
+        record.verdict, record.reason = Verdict.UNRESOLVED, str(error)
+    except AdapterOff as error:
+        record.verdict, record.reason = Verdict.ERROR, f"adapter: {error}"
+    except EngineFault as fault:
+        record.verdict, record.reason, record.detail = Verdict.ERROR, str(fault), fault.detail
 
 
 def _sentence(error: NotOffered | Refused, door: str) -> str:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
 
-from lmconform.adapter import Precision
+from lmconform.adapter import Precision, Refused
 from lmconform.checkpoints.attention_scope import AttentionScope, attention_scope
 from lmconform.checkpoints.layout import Checkpoint, Shape
-from lmconform.checkpoints.random import SHAPES, Volume, random_checkpoint
+from lmconform.checkpoints.random import SHAPES, Volume, label, random_checkpoint
 from lmconform.checkpoints.tape import tape
-from lmconform.spec.decoder import read_checkpoint
+from lmconform.spec.decoder import decoder, read_checkpoint
 from lmconform.transport.client import Connection
 
 RANDOM, SCOPE, LOUD_SCOPE, TAPE, GIVEN = "random", "scope", "loud-scope", "tape", "given"
@@ -113,6 +115,11 @@ class Plan:
         """Examples of each test and case. On a checkpoint of the user's the oracle takes seconds for each."""
         return self.profile.examples if self.given is None else min(self.profile.examples, GIVEN_EXAMPLES)
 
+    @cached_property
+    def spread(self) -> str | None:
+        """Name of a checkpoint whose scores are spread out; None if the engine accepts no shape."""
+        return self._names(RANDOM)[0] if self.shapes else None
+
     def cases(self, on: Sequence[str], every_regime: bool) -> list[Case]:
         """Checkpoints of the kinds ``on``; with ``every_regime`` also in each regime that the engine declares."""
         names = [name for kind in on for name in self._names(kind)]
@@ -127,14 +134,17 @@ class Plan:
             return [GIVEN] if kind == RANDOM else []
         if kind != RANDOM:
             return [kind]
-        return [f"{self._volume(index)}-{index}" for index in range(self.profile.checkpoints)] if self.shapes else []
+        return [f"{self._volume(index)}-{index}" for index in range(self.profile.checkpoints)]
 
     @staticmethod
     def _volume(index: int) -> Volume:
         return "quiet" if index % 3 == 1 else "loud"
 
     def material(self, name: str) -> Material:
-        """Make the checkpoint ``name``. A suffix ``#k`` asks for the k-th redraw of its weights."""
+        """Make the checkpoint ``name``. A suffix ``#k`` asks for the k-th redraw of its weights.
+
+        Raises Refused for a random checkpoint if the engine accepts none of the shapes.
+        """
         if name == GIVEN and self.given is not None:
             return self.given
         if name == SCOPE:
@@ -145,6 +155,9 @@ class Plan:
             return Material(scope.checkpoint, LENGTHS[0], scope)
         if name == TAPE:
             return Material(tape(), LENGTHS[0])
+        if not self.shapes:
+            shape, reason = next(iter(self.refused.items()))
+            raise Refused(f"it accepts no shape of the suite; for {label(shape)} its reason is: {reason}")
         base, _, redraw = name.partition("#")
         volume, _, number = base.rpartition("-")
         index = int(number)
@@ -155,12 +168,42 @@ class Plan:
 
 
 def given_material(directory: Path) -> Material:
-    """A checkpoint of the user's, for the laws. Raises ValueError if it is none that the oracle can read."""
+    """A checkpoint of the user's, for the laws. Raises ValueError if it is none that the oracle can compute."""
     try:
-        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-        weights = read_checkpoint(directory)[1]
-    except (OSError, ValueError) as error:
-        raise ValueError(f"The checkpoint {directory} cannot be judged: {error}") from error
+        config = _read_config(directory / "config.json")
+        sizes, weights = read_checkpoint(directory)
+        if broken := [name for name, value in weights.items() if not np.isfinite(value).all()]:
+            raise ValueError(f"tensor {broken[0]} holds NaN or infinite numbers.")
+        decoder(sizes, weights, [0])
+    except OSError as error:
+        raise _unusable(directory, f"{error.filename}: {error.strerror}." if error.filename else f"{error}.") from error
+    except SafetensorError as error:
+        raise _unusable(directory, f"model.safetensors cannot be read as safetensors: {error}.") from error
+    except ValueError as error:
+        raise _unusable(directory, str(error)) from error
     narrow = {name: value.astype(np.float32) for name, value in weights.items()}
     checkpoint = Checkpoint(directory.name, config, narrow, {"kind": GIVEN, "path": str(directory.resolve())})
     return Material(checkpoint, GIVEN_LENGTHS, path=directory.resolve())
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """The fields of config.json. Raises ValueError where the page would meet a value of another type."""
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path.name} is not JSON: {error}.") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{path.name} holds a {type(config).__name__}; an object was expected.")
+    sizes = {one.name: type(one.default) for one in fields(Shape)}
+    for name, kind in {**sizes, "rope_parameters": dict, "rope_scaling": dict}.items():
+        value = config.get(name)
+        if not (value is None or type(value) is kind or (kind is float and type(value) is int)):
+            raise ValueError(f"{path.name} has {name} = {value!r}; the type {kind.__name__} was expected.")
+    return config
+
+
+def _unusable(directory: Path, reason: str) -> ValueError:
+    return ValueError(
+        f"The checkpoint {directory} cannot be judged: {reason} A directory with config.json and model.safetensors was "
+        "expected, as the page decoder describes them."
+    )

@@ -6,13 +6,18 @@ BOS token, filters scores or reports another vocabulary is told so here, and no 
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import numpy as np
 
 from lmconform.adapter import Array, NotOffered, Request
 from lmconform.checkpoints.tape import successor
-from lmconform.suite.subject import Subject
+from lmconform.judging.budgets import centred
+from lmconform.suite.subject import MOST_LOGPROBS, Scores, Subject
+from lmconform.transport.client import NotFinite
 
 PROMPT = (5, 40, 12, 12, 77, 3, 60)
+WAY_OUT = "Return the scores before any filter (top-k, top-p, banned ids)."
 
 
 class AdapterOff(Exception):
@@ -25,8 +30,9 @@ def preflight(model: Subject, doors: tuple[str, ...]) -> list[str]:
         _rows(model.score(PROMPT).values, PROMPT, model.vocab_size, "score")
     if "score_batch" in doors:
         short = PROMPT[:3]
-        for tokens, scores in zip((PROMPT, short), model.score_batch([PROMPT, short]), strict=True):
-            _rows(scores.values, tokens, model.vocab_size, "score_batch")
+        with suppress(NotFinite):  # padding that spreads NaN breaks a requirement, and is no fault of the adapter
+            for tokens, scores in zip((PROMPT, short), model.score_batch([PROMPT, short]), strict=True):
+                _rows(scores.values, tokens, model.vocab_size, "score_batch")
     if "open" in doors:
         session = model.open()
         _rows(session.extend(PROMPT[:4]).values, PROMPT[:4], model.vocab_size, "session.extend")
@@ -37,11 +43,57 @@ def preflight(model: Subject, doors: tuple[str, ...]) -> list[str]:
     return [door for door in ("score", "score_batch", "open", "generate") if door in doors]
 
 
+def in_context(model: Subject, doors: tuple[str, ...]) -> None:
+    """Check on a random checkpoint that no filter was applied and no token added in front. Raise AdapterOff.
+
+    On the tape neither shows: its other scores are all equal, and its rows know no context.
+    """
+    prompt = tuple(token % model.vocab_size for token in PROMPT)
+    if "score" in doors:
+        _plain(model, model.score(prompt), "score")
+    if "score_batch" in doors:
+        with suppress(NotFinite):
+            for scores in model.score_batch([prompt, prompt[:3]]):
+                _plain(model, scores, "score_batch")
+    if "open" in doors:
+        session = model.open()
+        _plain(model, session.extend(prompt), "session.extend")
+        session.close()
+    if "generate" in doors:
+        steps = _steps(model, prompt, 1)
+        if steps is not None:
+            _plain(model, steps, "generate")
+
+
+def _plain(model: Subject, scores: Scores, door: str) -> None:
+    values = scores.values
+    lowest = int((values == values.min(axis=1, keepdims=True)).sum(axis=1).max())
+    if lowest > 1 + values.shape[1] // 8 or np.isneginf(values).any():  # formats of few bits may make some equal
+        raise AdapterOff(
+            f"{door} gave {lowest} of {values.shape[1]} ids the lowest score of their row, {values.min():.4g}, on a "
+            f"checkpoint whose scores all differ. {WAY_OUT}"
+        )
+    if _far(model, scores, ()):
+        for token in range(model.vocab_size):
+            if not _far(model, scores, (token,)):
+                raise AdapterOff(
+                    f"{door} returned the scores of another prompt: of the tokens with id {token} in front. Switch off "
+                    "what adds a BOS token."
+                )
+
+
+def _far(model: Subject, scores: Scores, front: tuple[int, ...]) -> bool:
+    """Whether the scores are beyond any rounding from the oracle's for the same tokens after ``front``."""
+    rows = [model.yardstick.oracle(front + tokens)[len(front) + position] for tokens, position in scores.places]
+    wanted = centred(np.array(rows)[:, list(scores.columns or range(model.vocab_size))])
+    return bool((centred(scores.values) - wanted).std() > wanted.std() / 8)
+
+
 def _rows(values: Array, tokens: tuple[int, ...], vocab_size: int, door: str) -> None:
     if np.isneginf(values).any():
         raise AdapterOff(
             f"{door} returned -inf for {int(np.isneginf(values).sum())} scores of a checkpoint that masks none. "
-            "Return the scores before any filter (top-k, top-p, banned ids)."
+            + WAY_OUT
         )
     named = [int(token) for token in values.argmax(axis=1)]
     wanted = [successor(token, vocab_size) for token in tokens]
@@ -73,9 +125,8 @@ def _generate(model: Subject) -> None:
             "off (repetition penalties, filters and default stop ids of the engine are sent neutral values), and that "
             "the prompt is not returned with the new tokens."
         )
-    try:
-        (steps,) = model.continue_greedily([PROMPT], 4)
-    except NotOffered:
+    steps = _steps(model, PROMPT, 4)
+    if steps is None:
         return
     top = [steps.places[k + 1][0][-1] for k in range(len(steps) - 1)]
     best = [_best(steps.values[k], steps.columns) for k in range(len(steps) - 1)]
@@ -84,6 +135,22 @@ def _generate(model: Subject) -> None:
             f"generate: the most probable ids by its own log-probabilities are {best}, yet greedy decoding chose "
             f"{top}. Check that step k of the log-probabilities belongs to new token k."
         )
+
+
+def _steps(model: Subject, prompt: tuple[int, ...], count: int) -> Scores | None:
+    """Log-probabilities of ``count`` greedy steps; None where the engine offers none."""
+    try:
+        (steps,) = model.continue_greedily([prompt], count)
+    except NotOffered:
+        return None
+    got, asked = len(steps.columns or ()), min(model.vocab_size, MOST_LOGPROBS)
+    if got < asked:
+        raise AdapterOff(
+            f"generate returned the log-probabilities of too few ids: {got} are in every step, and {asked} of "
+            f"{model.vocab_size} were asked for. Look for a default filter (top-k, top-p) or for a limit of the engine "
+            "on log-probabilities; where it cannot return as many, raise NotOffered."
+        )
+    return steps
 
 
 def _best(values: Array, columns: tuple[int, ...] | None) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import math
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -26,24 +27,28 @@ def replay_file(path: Path, engine: str | None, python: Path | None, in_process:
         content = json.loads(path.read_text(encoding="utf-8"))
         spec = _test(content["test"])
         example = Example({name: _tuple(value) for name, value in content["structure"].items()}, content["seed"])
+        if example.structure.keys() != spec.structure.keys():
+            raise ValueError(f"the test {spec.body.__name__} is described by {', '.join(spec.structure) or 'nothing'}")
         case = Case(content["checkpoint"], content["regime"])
-        chosen = EngineSpec(
-            engine or content["engine"]["target"],
-            python=python or content["engine"]["python"],
-            options={} if engine else content["engine"]["options"],
-            in_process=in_process,
-        )
-        profile, seed = PROFILES[content["profile"]], content["plan_seed"]
-        given = given_material(Path(content["recipe"]["path"])) if "path" in content["recipe"] else None
+        recorded = content["engine"]
+        target, options = (engine, {}) if engine else (recorded["target"], dict(recorded["options"]))
+        interpreter = python or recorded["python"]
+        profile, seed = PROFILES[content["profile"]], int(content["plan_seed"])
+        directory = content["recipe"].get("path")
     except OSError as error:
         raise Unreadable(f"{path} cannot be read: {error.strerror}.") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise Unreadable(
             f"{path} is no counterexample of this version of the suite ({type(error).__name__}: {error}). Give a file "
             "from the folder counterexamples of a report."
         ) from error
-    with Connection.start(chosen) as connection:
-        bench = Bench(connection, Plan(connection, profile, seed, given), math.inf)
+    try:
+        chosen = EngineSpec(target, python=interpreter, options=options, in_process=in_process)
+        given = given_material(Path(directory)) if directory else None
+    except ValueError as error:
+        raise Unreadable(str(error)) from error
+    connection = Connection.start(chosen)
+    with closing(Bench(connection, Plan(connection, profile, seed, given), math.inf)) as bench:
         return bench.replay(spec, case, example)
 
 
@@ -61,4 +66,5 @@ def _test(name: str) -> Decides:
 
 
 def _tuple(value: Any) -> Any:
-    return tuple(_tuple(one) for one in value) if isinstance(value, list) else value
+    """A length, or tuples of them, which JSON has as lists."""
+    return tuple(_tuple(one) for one in value) if isinstance(value, list) else int(value)

@@ -21,6 +21,15 @@ class Malformed(Exception):
     """A result that is not what the contract says; the message says what came, what was expected and the way out."""
 
 
+class NotFinite(Malformed):
+    """A number that is NaN or +inf. It has a class of its own since requirements may forbid it."""
+
+    def __init__(self, message: str, value: str, where: str) -> None:
+        super().__init__(message)
+        self.value = value
+        self.where = where
+
+
 def whole_number(value: Any, what: str, least: int | None = None) -> int:
     """Return an int (NumPy's included) as int; ``least`` is the least that is allowed."""
     try:
@@ -60,10 +69,12 @@ def score_values(
     r, c = (int(i) for i in np.argwhere(bad)[0])
     row, column = r if rows is None else rows[r], c if columns is None else columns[c]
     name = "NaN" if np.isnan(array[r, c]) else "+inf"
-    raise Malformed(
+    raise NotFinite(
         f"{what} holds {name}, first at row {row}, column {column} ({int(bad.sum())} of {array.size} values are NaN or"
         " +inf); finite numbers or -inf were expected. Look for a fully masked row, an overflow of the format, or"
-        " memory that is read before it is written."
+        " memory that is read before it is written.",
+        name,
+        f"{what}, row {row}, column {column}",
     )
 
 
@@ -118,16 +129,22 @@ def _completion(one: Completion, request: Request, vocab_size: int, what: str) -
         _in_range(step, vocab_size, f"{what}: logprobs[{t}]")
         for token, value in step.items():
             if np.isnan(value) or value == np.inf:
-                raise Malformed(
-                    f"{what}: logprobs[{t}] gives {value} for id {token}; a natural logarithm of a probability, finite"
-                    " or -inf, was expected."
+                name = "NaN" if np.isnan(value) else "+inf"
+                raise NotFinite(
+                    f"{what}: logprobs[{t}] gives {name} for id {token}; a natural logarithm of a probability, finite"
+                    " or -inf, was expected.",
+                    name,
+                    f"{what}, step {t}, id {token}",
                 )
 
 
 def _in_range(tokens: Sequence[int] | Mapping[int, float], vocab_size: int, what: str) -> None:
     for i, token in enumerate(tokens):
         if not 0 <= token < vocab_size:
-            raise Malformed(f"{what} holds id {token} at place {i}; ids from 0 to {vocab_size - 1} were expected.")
+            raise Malformed(
+                f"{what} holds id {token} at place {i}; ids from 0 to {vocab_size - 1} were expected. Look for columns"
+                " that pad the vocabulary, or for ids that the engine adds to it."
+            )
 
 
 def _ids(tokens: Any, what: str) -> tuple[int, ...]:

@@ -21,9 +21,18 @@ from pathlib import Path
 from typing import Any
 
 from ..adapter import Choices, Description, Needs, NotOffered, Precision, Refused
-from . import protocol
+from . import checks, protocol
 from .checks import Malformed
-from .errors import BadResult, EngineDied, EngineFault, EngineRaised, EngineTimeout, ProtocolError, StartError
+from .errors import (
+    BadResult,
+    EngineDied,
+    EngineFault,
+    EngineRaised,
+    EngineTimeout,
+    NotFinite,
+    ProtocolError,
+    StartError,
+)
 from .fields import Violation
 from .links import Gone, InProcess, Late, Process
 from .remote import RemoteModel, RemoteSession
@@ -38,6 +47,7 @@ __all__ = [
     "EngineRaised",
     "EngineSpec",
     "EngineTimeout",
+    "NotFinite",
     "ProtocolError",
     "RemoteModel",
     "RemoteSession",
@@ -119,7 +129,10 @@ class Connection:
     def accepts(self, config: Mapping[str, Any]) -> str | None:
         """Return why the engine cannot load a checkpoint with this config.json, or None if it can."""
         self.ensure()
-        reason: str | None = self.call("accepts", {"config": config})["reason"]
+        try:
+            reason: str | None = self.call("accepts", {"config": config})["reason"]
+        except (NotOffered, Refused) as error:
+            return str(error) or type(error).__name__
         return reason
 
     def load(self, checkpoint: Path | str, needs: Needs | None = None) -> RemoteModel:
@@ -196,6 +209,8 @@ class Connection:
 
     def bad(self, name: str, error: Malformed | str) -> BadResult:
         """The fault for an answer to ``name`` that a check turned down."""
+        if isinstance(error, checks.NotFinite):
+            return NotFinite(f"{self.name}, {name}: {error}", error.value, error.where)
         return BadResult(f"{self.name}, {name}: {error}")
 
     def _start(self) -> None:
@@ -214,11 +229,11 @@ class Connection:
             given = self.call("hello", {"protocol": protocol.VERSION}, self.load_limit)
         except EngineRaised as error:
             raise StartError(
-                f"{self.spec.label} could not be constructed: it raised {error.type}: {error.engine_message}",
+                f"{self.spec.label} could not be constructed: it raised {error.type}: {_ended(error.engine_message)}",
                 error.detail,
             ) from error
         except (NotOffered, Refused) as error:
-            raise StartError(f"{self.spec.label} cannot be used. {error}") from error
+            raise StartError(f"{self.spec.label} cannot be used. {_ended(str(error))}") from error
         if given["protocol"] != protocol.VERSION:
             raise StartError(
                 f"{self.spec.label} speaks version {given['protocol']} of the protocol; this is version"
@@ -237,7 +252,9 @@ class Connection:
     def _dead(self, kind: type[EngineFault], message: str) -> EngineFault:
         tail = self._link.stderr_tail()
         if tail:
-            message += f" Its last words: {tail.splitlines()[-1].strip()}"
+            lines = tail.splitlines()  # after a signal, Python's fault handler says what it was, and then much more
+            told = next((line for line in lines if line.startswith("Fatal Python error")), lines[-1])
+            message += f" Its last words: {told.strip()}"
         self._epitaph = message
         return kind(message, tail and f"Last lines of the engine's output:\n{tail}")
 
@@ -254,8 +271,8 @@ class Connection:
                 " compare it with schema.json."
             )
         return EngineRaised(
-            f"{self.name} raised {error.type} in {name}: {error.message or '(no message)'} An adapter may raise only"
-            " NotOffered and Refused; anything else is a fault of the engine or of its adapter.",
+            f"{self.name} raised {error.type} in {name}: {_ended(error.message or '(no message)')} An adapter may raise"
+            " only NotOffered and Refused; anything else is a fault of the engine or of its adapter.",
             error.type,
             error.message,
             error.traceback,
@@ -267,3 +284,8 @@ class Connection:
             return reply.result
         arrays = [tag.decode(payload) for tag in reply.tags]
         return {"scores": arrays if isinstance(reply.result["scores"], list) else arrays[0]}
+
+
+def _ended(words: str) -> str:
+    """The words with a full stop, since a sentence may follow them."""
+    return words if words.endswith((".", "!", "?")) else words + "."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -60,6 +60,9 @@ class Dispatcher:
         if self._engine is None:
             self._engine = self.build()
         engine = self._engine
+        regimes = engine.regimes()
+        if not isinstance(regimes, Mapping) or not all(isinstance(value, Mapping) for value in regimes.values()):
+            raise Unusable(f"regimes returned {regimes!r}; a mapping of names to mappings of settings was expected.")
         return {
             "protocol": VERSION,
             "name": engine.name,
@@ -67,7 +70,7 @@ class Dispatcher:
             "format": engine.format,
             "precision": engine.precision,
             "choices": engine.choices,
-            "regimes": engine.regimes(),
+            "regimes": regimes,
             "offers": offered(engine),
         }
 
@@ -229,9 +232,12 @@ def _report(error: BaseException) -> protocol.ErrorReport:
 
 
 def _beyond_transport(frames: TracebackType | None) -> TracebackType | None:
-    """Drop the transport's own frames: the reader's code starts below them."""
+    """Drop the frames of the transport and of Python's import: the reader's code starts below them."""
     here = str(Path(__file__).parent)
-    while frames is not None and frames.tb_frame.f_code.co_filename.startswith(here) and frames.tb_next:
+    while frames is not None:
+        place = frames.tb_frame.f_code.co_filename
+        if not (place.startswith("<frozen importlib") or (place.startswith(here) and frames.tb_next)):
+            break
         frames = frames.tb_next
     return frames
 

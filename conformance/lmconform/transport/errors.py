@@ -52,4 +52,13 @@ class EngineRaised(EngineFault):
 
 
 class BadResult(EngineFault):
-    """The answer has a wrong shape or dtype, NaN or +inf, or does not fit its request."""
+    """The answer has a wrong shape or dtype, or does not fit its request."""
+
+
+class NotFinite(BadResult):
+    """The answer holds NaN or +inf: ``value`` is the first of them in words, and ``where`` its place."""
+
+    def __init__(self, message: str, value: str, where: str) -> None:
+        super().__init__(message)
+        self.value = value
+        self.where = where

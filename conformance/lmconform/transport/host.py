@@ -10,12 +10,19 @@ from __future__ import annotations
 import argparse
 import faulthandler
 import os
+import select
+import signal
 import sys
+import threading
+import time
 from collections.abc import Sequence
 from typing import BinaryIO
 
 from .dispatch import Dispatcher
 from .locate import construct
+
+CLOSING_SECONDS = 5.0
+"""How long an adapter may take to end after whoever asked is gone."""
 
 
 def take_wire() -> tuple[BinaryIO, BinaryIO]:
@@ -32,6 +39,24 @@ def take_wire() -> tuple[BinaryIO, BinaryIO]:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(line_buffering=True)
     return reader, writer
+
+
+def end_with(reader: BinaryIO) -> None:
+    """End this process and its workers when the other end of the wire is gone, even while an adapter's call hangs.
+
+    A process that leads no session was started by hand and shares its group with others; it is left alone.
+    """
+    if os.getsid(0) != os.getpid():
+        return
+    poller = select.poll()
+    poller.register(reader, 0)  # no event but the hang-up
+
+    def watch() -> None:
+        poller.poll()
+        time.sleep(CLOSING_SECONDS)
+        os.killpg(0, signal.SIGKILL)
+
+    threading.Thread(target=watch, name="wire-watch", daemon=True).start()
 
 
 def serve(dispatcher: Dispatcher, reader: BinaryIO, writer: BinaryIO) -> None:
@@ -60,7 +85,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parser.error(f"--option {option!r} is not of the form KEY=VALUE")
         options[key] = value
     reader, writer = take_wire()
-    faulthandler.enable()
+    end_with(reader)
+    faulthandler.enable(all_threads=False)  # the one that died
     try:
         serve(Dispatcher(lambda: construct(given.target, options)), reader, writer)
     except BrokenPipeError:

@@ -41,7 +41,9 @@ def engine_class(target: str) -> type[Engine]:
     try:
         found = operator.attrgetter(name)(module)
     except AttributeError:
-        raise Unusable(f"{place} has no {name!r}. {_classes_of(module)}") from None
+        near = difflib.get_close_matches(name, _adapters(module), n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise Unusable(f"{place} has no {name!r}.{hint} {_classes_of(module)}") from None
     if not isinstance(found, type):
         raise Unusable(f"{target} is a {type(found).__name__}, not a class. {_classes_of(module)}")
     if not issubclass(found, Engine):
@@ -89,7 +91,10 @@ def _from_file(path: Path) -> ModuleType:
         raise Unusable(f"{path} cannot be imported as a Python module.")
     _importable(str(path.resolve().parent))
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except ModuleNotFoundError as error:
+        raise _lacks(str(path), error) from error
     return module
 
 
@@ -98,11 +103,19 @@ def _from_module(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        where = f"in the environment of {sys.executable}"
-        way_out = "Install it there, name another interpreter with --python, or give the path of the file."
         if error.name is not None and (name + ".").startswith(error.name + "."):
-            raise Unusable(f"There is no module {error.name!r} {where}, nor in {Path.cwd()}. {way_out}") from None
-        raise Unusable(f"{name} imports {error.name!r}, which is not installed {where}. {way_out}") from error
+            raise Unusable(
+                f"There is no module {error.name!r} in the environment of {sys.executable}, nor in {Path.cwd()}. "
+                "Install it there, name another interpreter with --python, or give the path of the file."
+            ) from None
+        raise _lacks(name, error) from error
+
+
+def _lacks(name: str, error: ModuleNotFoundError) -> Unusable:
+    return Unusable(
+        f"{name} imports {error.name!r}, which is not installed in the environment of {sys.executable}. Install it "
+        "there, or name another interpreter with --python."
+    )
 
 
 def _importable(folder: str) -> None:
@@ -110,9 +123,13 @@ def _importable(folder: str) -> None:
         sys.path.append(folder)  # last, so that files of the user's folder do not hide installed packages
 
 
-def _classes_of(module: ModuleType) -> str:
+def _adapters(module: ModuleType) -> list[str]:
     def is_adapter(value: Any) -> bool:
         return isinstance(value, type) and issubclass(value, Engine) and value is not Engine
 
-    names = [name for name, value in vars(module).items() if is_adapter(value)]
+    return [name for name, value in vars(module).items() if is_adapter(value)]
+
+
+def _classes_of(module: ModuleType) -> str:
+    names = _adapters(module)
     return f"Adapters in it: {', '.join(names)}." if names else "It holds no subclass of lmconform.adapter.Engine."

@@ -57,9 +57,14 @@ class EngineSpec:
 
     def __post_init__(self) -> None:
         if bool(self.target) == bool(self.command):
-            raise ValueError("An EngineSpec has either a target or a command.")
+            raise ValueError(
+                "No engine is named, or two are: an EngineSpec has either a target or a command. `lmconform engines` "
+                "lists targets."
+            )
         if self.in_process and (self.command or self.python):
-            raise ValueError("in_process is for an adapter in this interpreter: leave out command and python.")
+            raise ValueError(
+                "in_process hosts an adapter in this interpreter: leave out --python and command, or --in-process."
+            )
 
     @property
     def label(self) -> str:

@@ -1,0 +1,58 @@
+"""What the tests of the command line share: the engines' file, and a command that ended."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import cli_engines
+import pytest
+
+ENGINES = Path(cli_engines.__file__)
+ENVIRONMENT = {
+    **os.environ,
+    "COLUMNS": "2000",
+    "OMP_NUM_THREADS": "1",
+    "NO_COLOR": "1",
+    "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+}
+"""Wide enough that no sentence is broken, and without plugins that are only slow to load."""
+
+
+@dataclass
+class Ended:
+    """A command that ended."""
+
+    code: int
+    out: str
+    err: str
+    report: Path
+
+    @cached_property
+    def records(self) -> list[dict[str, Any]]:
+        lines = (self.report / "records.jsonl").read_text().splitlines()
+        return [json.loads(line, parse_constant=pytest.fail) for line in lines]
+
+    @cached_property
+    def content(self) -> dict[str, Any]:
+        return json.loads((self.report / "report.json").read_text(), parse_constant=pytest.fail)
+
+    @property
+    def verdicts(self) -> dict[str, str]:
+        return {one["id"]: one["verdict"] for one in self.content["requirements"]}
+
+
+def start(arguments: list[str], folder: Path) -> "subprocess.Popen[str]":
+    """Start ``python ...`` in ``folder``."""
+    return subprocess.Popen(
+        [sys.executable, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=ENVIRONMENT,
+        cwd=folder,
+    )
