@@ -55,6 +55,6 @@ def real(session: nox.Session) -> None:
     checkpoint = Path(session.create_tmp()).resolve() / "smollm2"
     if not (checkpoint / "config.json").exists():
         session.run("lmconform", "model", "smollm2", str(checkpoint))
-    session.run("pytest", "tests/real", "--smollm2", str(checkpoint), "-rA", "-q", *session.posargs)
+    session.run("pytest", "tests/real", "--smollm2", str(checkpoint), "-rP", "-q", *session.posargs)
     for engine in ("reference", "transformers"):
         session.run("lmconform", "check", engine, "--checkpoint", str(checkpoint), "--minutes", "30")

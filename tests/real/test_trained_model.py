@@ -88,6 +88,7 @@ def test_it_knows_the_capital_of_france(load: Load, tokenizer: Tokenizer, engine
     assert done.text.startswith(" Paris")
     assert done.logprobs is not None
     assert np.exp(done.logprobs[0][paris]) == pytest.approx(probability, rel=1e-4)
+    print(f"{engine}: The capital of France is{done.text!r}, the first word with probability {probability:.4f}")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

@@ -3,8 +3,9 @@
 import pytest
 from hypothesis import strategies as st
 
+from lmconform.judging.budgets import CERTAIN
 from lmconform.suite.dsl import Decides
-from lmconform.suite.examples import CERTAIN, REDRAWS, SHRINKS, Runner
+from lmconform.suite.examples import REDRAWS, SHRINKS, Runner
 from lmconform.suite.expect import Exceeded, Finding
 
 
@@ -107,7 +108,19 @@ def test_the_same_seed_tries_the_same_examples() -> None:
     assert trace(3) != trace(4)
 
 
-def test_a_test_with_nothing_to_draw_runs_once() -> None:
-    under = runner(lambda model, expect, draw: expect.bites(True))
+def test_an_example_bites_once_however_much_it_shows() -> None:
+    def body(model, expect, draw, n):
+        expect.bites(n > 3)
+        expect.bites(n > 5)
+        expect.bites(False)
+
+    under = runner(body, n=st.integers(0, 9))
+    under.search(10, 1)
+    assert 0 < under.tally.bites < under.tally.examples == 10
+
+
+def test_a_test_without_structure_draws_tokens_alone() -> None:
+    drawn = set()
+    under = runner(lambda model, expect, draw: drawn.add(draw.tokens(3)))
     assert under.search(10, 1) is None
-    assert (under.tally.examples, under.tally.bites) == (1, 1)
+    assert len(drawn) > 5

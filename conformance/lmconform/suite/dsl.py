@@ -9,15 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import wraps
 from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
 
 from lmconform.adapter import Array
-from lmconform.suite.expect import Expect, Mask, earlier, itself, later
+from lmconform.suite.expect import Exceeded, Expect, Finding, Mask, earlier, itself, later
 from lmconform.suite.plan import LOUD_SCOPE, RANDOM, SCOPE, Case
 from lmconform.suite.subject import Scores, Subject, Tokens
+from lmconform.transport.client import NotFinite
 
 __all__ = [
     "LOUD_SCOPE",
@@ -32,6 +34,7 @@ __all__ = [
     "Subject",
     "Tokens",
     "chunks",
+    "contents",
     "decides",
     "earlier",
     "itself",
@@ -64,16 +67,19 @@ def decides(
     door: str,
     on: Sequence[str] = (RANDOM,),
     every_regime: bool = False,
+    finite: bool = False,
     **structure: Structure,
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Mark a test of ``requirement``, asked through ``door``, on checkpoints of the kinds ``on``.
 
-    ``digest`` pins the text of the requirement that the test was written for. The test is called with ``model``,
-    ``expect``, ``draw`` and one argument for each keyword of ``structure``.
+    ``digest`` pins the text of the requirement that the test was written for. ``finite`` says that the requirement
+    forbids NaN and +inf, which elsewhere are errors of the engine. The test is called with ``model``, ``expect``,
+    ``draw`` and one argument for each keyword of ``structure``.
     """
 
     def mark(body: Callable[..., None]) -> Callable[..., None]:
-        spec = Decides(requirement, digest, door, tuple(on), every_regime, body, structure)
+        judged_body = _finite(body) if finite else body
+        spec = Decides(requirement, digest, door, tuple(on), every_regime, judged_body, structure)
 
         def test(case: Case, judged: Callable[[Decides, Case], None]) -> None:
             judged(spec, case)
@@ -83,6 +89,22 @@ def decides(
         return test
 
     return mark
+
+
+def _finite(body: Callable[..., None]) -> Callable[..., None]:
+    """The test, for which NaN or +inf in an answer is a failure."""
+
+    @wraps(body)
+    def test(model: Subject, expect: Expect, draw: Draw, **structure: Any) -> None:
+        try:
+            body(model, expect, draw, **structure)
+        except NotFinite as fault:
+            expect.bites(True)
+            infinite = float("inf")
+            finding = Finding("a score", fault.value, "a finite number", fault.where, infinite, 0.0)
+            raise Exceeded(finding) from None
+
+    return test
 
 
 class Draw:
@@ -120,6 +142,11 @@ def spans(at_least: int = 2) -> Structure:
         return st.sampled_from(fitting).flatmap(lambda n: st.tuples(st.just(n), st.integers(1, n - 1)))
 
     return strategy
+
+
+def contents() -> Structure:
+    """A content token of the scope."""
+    return lambda model: st.sampled_from(range(model.scope.content))
 
 
 def chunks(at_least: int = 2) -> Structure:

@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings
 from hypothesis import strategies as st
 from hypothesis.database import DirectoryBasedExampleDatabase
 
+from lmconform.judging.budgets import CERTAIN
 from lmconform.suite.dsl import Decides, Draw, Expect, Subject
 from lmconform.suite.expect import Exceeded, Tally
 
@@ -22,8 +23,6 @@ SHRINKS = 25
 """Examples tried after the first failure to make it smaller; engines are slow."""
 REDRAWS = 3
 """A suspicion is a failure only if as many fresh draws of weights and tokens exceed too."""
-CERTAIN = 16.0
-"""An error of so many budgets is no noise and needs no second look: legal ones stay below 1."""
 SEEDS = 2**16
 
 Structure = dict[str, Any]
@@ -54,9 +53,6 @@ class Runner:
 
         ``database`` keeps failing examples for the next run; without it the seed alone says what is tried.
         """
-        if not self._spec.structure:  # nothing to draw
-            return self._judge_alone()
-
         strategies = {name: make(self._subject) for name, make in self._spec.structure.items()}
 
         @given(structure=st.fixed_dictionaries(strategies), token_seed=st.integers(0, SEEDS - 1))
@@ -83,11 +79,6 @@ class Runner:
         """Judge one example, with no second look."""
         return self._outcome(self._subject, example, self.tally)
 
-    def _judge_alone(self) -> tuple[Example, Exceeded] | None:
-        example = Example({}, 0)
-        found = self.replay(example)
-        return (example, found) if found else None
-
     def _judge(self, example: Example) -> None:
         """Raise the example's Exceeded, from this one line, whenever it is asked for."""
         key = repr(example)
@@ -109,6 +100,8 @@ class Runner:
             self._spec.body(subject, expect, draw, **example.structure)
         except Exceeded as exceeded:
             return exceeded.with_traceback(None)
+        finally:
+            tally.bites += expect.bit
         return None
 
     def _confirmed(self) -> tuple[Example, Exceeded] | None:

@@ -1,4 +1,4 @@
-"""What a test may say of what it got: ``bites``, ``close``, ``reads``, ``sees``, ``zero``.
+"""What a test may say of what it got: ``bites``, ``close``, ``tokens``, ``reads``, ``sees``, ``zero``.
 
 A test never writes a tolerance. Budgets come from ``judging``; an exceedance carries a Finding for the failure card.
 """
@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from lmconform.adapter import Array
-from lmconform.judging.budgets import Budget, centred
-from lmconform.suite.subject import Scores, Subject
+from lmconform.judging.budgets import CERTAIN, Budget, centred
+from lmconform.suite.subject import Scores, Subject, Tokens
 
 Relation = Callable[[int, int], bool]
 Mask = Callable[[int, int], Array]
@@ -68,6 +68,7 @@ class Tally:
 
     examples: int = 0
     bites: int = 0
+    """Examples that could have shown a fault."""
     worst: float = 0.0
     """Largest error seen, in units of its budget."""
     unresolved: list[str] = field(default_factory=list)
@@ -81,10 +82,12 @@ class Expect:
     def __init__(self, subject: Subject, tally: Tally) -> None:
         self._subject = subject
         self._tally = tally
+        self.bit = False
+        """Whether this example could have shown a fault."""
 
     def bites(self, could_show_a_fault: bool) -> None:
         """Say whether this example could have shown the fault. A requirement that never bit is vacuous."""
-        self._tally.bites += bool(could_show_a_fault)
+        self.bit |= bool(could_show_a_fault)
 
     def close(self, *, got: Scores, wanted: Scores, what: str, fault: tuple[Mask, Mask] | None = None) -> None:
         """Two results of the engine agree, row by row, up to a constant a row.
@@ -105,6 +108,28 @@ class Expect:
         self._tally.worst = max(self._tally.worst, excess)
         if excess > 1:
             raise Exceeded(_difference(what, left, right, truth, wanted, budget))
+
+    def tokens(self, *, prompt: Tokens, got: Tokens, wanted: Tokens, what: str) -> None:
+        """Two greedy continuations of ``prompt`` are the same tokens.
+
+        A token is judged where the oracle's best score leads the second by far more than two legal errors. Where the
+        continuations part undecided, the rest has other contexts and is not compared.
+        """
+        for step, (mine, other) in enumerate(zip(got, wanted, strict=False)):
+            context = prompt + wanted[:step]
+            (row,), budget = self._subject.yardstick.budget([(context, len(context) - 1)])
+            second, first = np.partition(row, -2)[-2:]
+            lead, error = float(first - second), 2 * budget.largest
+            decided = lead > CERTAIN * error
+            self.bites(decided)
+            if not decided:
+                self._tally.unresolved.append(f"a lead of {lead:.2g} beside legal errors of {error:.2g}")
+            if mine != other and decided:
+                place = f"new token {step} after a prompt of {len(prompt)} tokens"
+                best = f"id {other} (oracle: id {int(row.argmax())}, ahead by {lead:.3g})"
+                raise Exceeded(Finding(what, f"id {mine}", best, place, lead, error))
+            if mine != other:
+                return
 
     def reads(self, scores: Scores, relation: Relation, what: str) -> None:
         """The attention weights that the scope reads are the standard's.

@@ -125,6 +125,10 @@ class Subject:
         requests = [Request(prompt=prompt, max_new_tokens=steps, logprobs=most) for prompt in prompts]
         return [_steps(prompt, completion) for prompt, completion in zip(prompts, self.generate(requests), strict=True)]
 
+    def new_tokens(self, prompts: Sequence[Tokens], steps: int) -> list[Tokens]:
+        """Greedy continuations in one batch: the tokens alone, as an engine without log-probabilities gives them."""
+        return [done.tokens for done in self.generate([Request(prompt, max_new_tokens=steps) for prompt in prompts])]
+
     def as_if(self, visible: Callable[[int, int], Array], places: Sequence[tuple[Tokens, int]]) -> Array:
         """Scores [n, V] that the oracle gives at ``places`` under the mask ``visible``."""
         tables = {tokens: self.yardstick.faulty(tokens, visible) for tokens in {tokens for tokens, _ in places}}

@@ -17,6 +17,7 @@ from lmconform.suite.dsl import (
     Scores,
     Subject,
     chunks,
+    contents,
     decides,
     earlier,
     itself,
@@ -105,6 +106,17 @@ def test_a_continuation_scores_as_a_longer_prompt_does(model: Subject, expect: E
         fault=(one_ahead(), one_ahead(within=length)),
         what="log-probabilities of the same step, from a longer prompt",
     )
+
+
+@decides("CM-1", "69ca310a", door="generate", length=lengths(at_least=2))
+def test_a_continuation_chooses_as_a_longer_prompt_does(
+    model: Subject, expect: Expect, draw: Draw, length: int
+) -> None:
+    prompt = draw.tokens(length)
+    (chosen,) = model.new_tokens([prompt], STEPS)
+    again = [model.new_tokens([prompt + chosen[:step]], 1)[0] for step in range(1, len(chosen))]
+    got = chosen[:1] + tuple(token for one in again for token in one)
+    expect.tokens(prompt=prompt, got=got, wanted=chosen, what="greedy token of the same step, from a longer prompt")
 
 
 # CM-2, CM-3: a position attends to itself and to everything before it.
@@ -226,7 +238,7 @@ def test_a_huge_score_ahead_stays_hidden_in_a_chunk(
 # CM-7, CM-8: padding and neighbours leave a row alone.
 
 
-@decides("CM-7", "46ad8948", door="score_batch", every_regime=True, span=spans())
+@decides("CM-7", "46ad8948", door="score_batch", every_regime=True, finite=True, span=spans())
 def test_padding_changes_no_valid_row(model: Subject, expect: Expect, draw: Draw, span: tuple[int, int]) -> None:
     longer, length = span
     tokens = draw.tokens(length)
@@ -236,7 +248,7 @@ def test_padding_changes_no_valid_row(model: Subject, expect: Expect, draw: Draw
     expect.close(got=padded, wanted=unpadded, what="scores of a row that is padded to a longer neighbour")
 
 
-@decides("CM-7", "46ad8948", door="generate", every_regime=True, span=spans())
+@decides("CM-7", "46ad8948", door="generate", every_regime=True, finite=True, span=spans())
 def test_padding_changes_no_continuation(model: Subject, expect: Expect, draw: Draw, span: tuple[int, int]) -> None:
     longer, length = span
     prompt = draw.tokens(length)
@@ -271,23 +283,31 @@ def test_each_row_of_a_batch_continues_as_alone(
         expect.close(got=together[same], wanted=alone[same], what="log-probabilities of a row of a ragged batch")
 
 
+@decides("CM-8", "7dd4f9d1", door="generate", every_regime=True, lengths=rows())
+def test_each_row_of_a_batch_chooses_as_alone(
+    model: Subject, expect: Expect, draw: Draw, lengths: tuple[int, ...]
+) -> None:
+    batch = [draw.tokens(length) for length in lengths]
+    for together, prompt in zip(model.new_tokens(batch, STEPS), batch, strict=True):
+        (alone,) = model.new_tokens([prompt], STEPS)
+        expect.tokens(prompt=prompt, got=together, wanted=alone, what="greedy token of a row of a ragged batch")
+
+
 # CM-9: one token sees itself alone.
 
 
-@decides("CM-9", "79114e29", door="score", on=(SCOPE,), every_regime=True)
-def test_one_token_sees_itself(model: Subject, expect: Expect, draw: Draw) -> None:
-    for token in range(model.scope.content):
-        expect.reads(model.score((token,), model.scope.columns), itself, "weight of a lone token on itself")
+@decides("CM-9", "79114e29", door="score", on=(SCOPE,), every_regime=True, token=contents())
+def test_one_token_sees_itself(model: Subject, expect: Expect, draw: Draw, token: int) -> None:
+    expect.reads(model.score((token,), model.scope.columns), itself, "weight of a lone token on itself")
 
 
-@decides("CM-9", "79114e29", door="session", on=(SCOPE,), every_regime=True)
-def test_one_token_in_an_empty_cache_sees_itself(model: Subject, expect: Expect, draw: Draw) -> None:
-    for token in range(model.scope.content):
-        scores = model.prefill_in_chunks((token,), [1], model.scope.columns)
-        expect.reads(scores, itself, "weight of a lone token on itself")
+@decides("CM-9", "79114e29", door="session", on=(SCOPE,), every_regime=True, token=contents())
+def test_one_token_in_an_empty_cache_sees_itself(model: Subject, expect: Expect, draw: Draw, token: int) -> None:
+    scores = model.prefill_in_chunks((token,), [1], model.scope.columns)
+    expect.reads(scores, itself, "weight of a lone token on itself")
 
 
-@decides("CM-9", "79114e29", door="generate", on=(SCOPE,), every_regime=True)
-def test_one_token_prompt_sees_itself(model: Subject, expect: Expect, draw: Draw) -> None:
-    for steps in model.continue_greedily([(token,) for token in range(model.scope.content)], 1):
-        expect.reads(steps.only(model.scope.columns), itself, "weight of a lone token on itself")
+@decides("CM-9", "79114e29", door="generate", on=(SCOPE,), every_regime=True, token=contents())
+def test_one_token_prompt_sees_itself(model: Subject, expect: Expect, draw: Draw, token: int) -> None:
+    (steps,) = model.continue_greedily([(token,)], 1)
+    expect.reads(steps.only(model.scope.columns), itself, "weight of a lone token on itself")
