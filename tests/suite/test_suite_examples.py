@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from lmconform.judging.budgets import CERTAIN
 from lmconform.suite.dsl import Decides
 from lmconform.suite.examples import REDRAWS, SHRINKS, Runner
-from lmconform.suite.expect import Exceeded, Finding
+from lmconform.suite.expect import Exceeded, Finding, Unfit
 
 
 class FakeSubject:
@@ -94,6 +94,18 @@ def test_an_error_far_beyond_noise_needs_no_redraw() -> None:
         raise AssertionError("no redraw was needed")
 
     assert runner(body, redrawn, n=st.integers(0, 3)).search(5, 1) is not None
+
+
+def test_an_example_whose_scores_drown_in_noise_decides_nothing() -> None:
+    def body(model, expect, draw, n):
+        expect.bites(True)
+        if n % 2:
+            raise Unfit("legal errors are as large as the scores")
+
+    under = runner(body, n=st.integers(0, 99))
+    assert under.search(20, 1) is None
+    assert 0 < under.tally.bites < under.tally.examples == 20
+    assert len(under.tally.unresolved) == 20 - under.tally.bites
 
 
 def test_the_same_seed_tries_the_same_examples() -> None:

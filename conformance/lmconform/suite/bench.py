@@ -20,7 +20,7 @@ from lmconform.spec import requirements
 from lmconform.suite.choose import DOORS
 from lmconform.suite.dsl import Decides
 from lmconform.suite.examples import Example, Runner
-from lmconform.suite.expect import Exceeded, Tally, Unfit
+from lmconform.suite.expect import Exceeded, Tally
 from lmconform.suite.plan import MAX_TOKENS, TAPE, Case, Material, Plan
 from lmconform.suite.preflight import AdapterOff, in_context, preflight
 from lmconform.suite.subject import MOST_LOGPROBS, Subject
@@ -213,8 +213,6 @@ def _recorded(record: Record) -> Iterator[None]:
         yield
     except (NotOffered, Refused) as error:
         record.verdict, record.reason = Verdict.UNSUPPORTED, _sentence(error, record.door)
-    except Unfit as error:
-        record.verdict, record.reason = Verdict.UNRESOLVED, str(error)
     except AdapterOff as error:
         record.verdict, record.reason = Verdict.ERROR, f"adapter: {error}"
     except EngineFault as fault:

@@ -17,7 +17,7 @@ from hypothesis.database import DirectoryBasedExampleDatabase
 
 from lmconform.judging.budgets import CERTAIN
 from lmconform.suite.dsl import Decides, Draw, Expect, Subject
-from lmconform.suite.expect import Exceeded, Tally
+from lmconform.suite.expect import Exceeded, Tally, Unfit
 
 SHRINKS = 25
 """Examples tried after the first failure to make it smaller; engines are slow."""
@@ -100,6 +100,9 @@ class Runner:
             self._spec.body(subject, expect, draw, **example.structure)
         except Exceeded as exceeded:
             return exceeded.with_traceback(None)
+        except Unfit as unfit:
+            tally.unresolved.append(str(unfit))
+            expect.bit = False
         finally:
             tally.bites += expect.bit
         return None

@@ -59,7 +59,7 @@ class Exceeded(AssertionError):
 
 
 class Unfit(Exception):
-    """In this number format legal errors drown the scores of this checkpoint."""
+    """In this number format legal errors drown these scores: the example decides nothing."""
 
 
 @dataclass
