@@ -1,0 +1,110 @@
+"""One run: what the user asked for, the connection to the engine, the plan and the bench."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lmconform.report.results import plain
+from lmconform.suite.bench import Bench
+from lmconform.suite.choose import doors, matching
+from lmconform.suite.dsl import Decides
+from lmconform.suite.plan import PROFILES, Plan, given_material
+from lmconform.transport.client import Connection, EngineSpec
+
+SEED = "lmconform_seed"
+"""Key under which workers are told the seed."""
+
+
+class Run:
+    """The settings, the connection and the bench of one run. Raises ValueError for settings that no run can use."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        option = config.option
+        _check(option)
+        self.started = time.monotonic()
+        self.only = {one.id for one in matching(option.only.split(","))} if option.only else None
+        self.doors = doors(option.access.split(",")) if option.access else None
+        self.profile = PROFILES[option.profile]
+        self.seed = _seed(config)
+        self.report = Path(option.report) if option.report else None
+        self.spec = EngineSpec(
+            option.engine,
+            python=option.python,
+            options=_options(option.option),
+            in_process=option.in_process,
+        )
+        material = given_material(Path(option.checkpoint)) if option.checkpoint else None
+        self.connection = Connection.start(self.spec, time_limit=option.time_limit)
+        self.plan = Plan(self.connection, self.profile, self.seed, material)
+        _ = self.plan.shapes  # asks the engine, which may break down: better now than while tests are collected
+        seconds = self.profile.seconds if option.minutes is None else 60 * option.minutes
+        self.bench = Bench(self.connection, self.plan, self.started + seconds, _database(config, self.spec))
+
+    def wants(self, spec: Decides) -> bool:
+        """Whether --only and --access keep this test."""
+        return (self.only is None or spec.requirement in self.only) and (self.doors is None or spec.door in self.doors)
+
+    def engine(self) -> dict[str, Any]:
+        """What the report says of the engine."""
+        return plain(asdict(self.connection.description)) | {
+            "target": self.spec.target,
+            "python": str(self.spec.python) if self.spec.python else None,
+            "options": dict(self.spec.options),
+        }
+
+    def costs(self) -> dict[str, Any]:
+        """Checkpoints, loads and calls so far."""
+        counts = self.connection.counts
+        return {
+            "checkpoints": self.bench.checkpoints,
+            "loads": counts.loads,
+            "calls": counts.calls.total(),
+            "engine_seconds": sum(counts.seconds.values()),
+            "restarts": counts.restarts,
+            "bytes_received": counts.bytes_received,
+        }
+
+
+def _check(option: Any) -> None:
+    """Raise ValueError for numbers that no run can use and for options that exclude each other."""
+    for name, value in (("--time-limit", option.time_limit), ("--minutes", option.minutes)):
+        if value is not None and not value > 0:
+            raise ValueError(f"{name} is {value:g}; a number above 0 was expected.")
+    if option.seed is not None and option.seed < 0:
+        raise ValueError(f"--seed is {option.seed}; a whole number of 0 or more was expected.")
+    if option.in_process and getattr(option, "numprocesses", None):
+        raise ValueError("--in-process is for a debugger, which follows one process: leave out -n (--jobs) or it.")
+
+
+def _seed(config: pytest.Config) -> int:
+    """One seed for all workers: given, drawn by the controller, or 0 in the quick profile."""
+    if hasattr(config, "workerinput"):
+        return int(config.workerinput[SEED])
+    if config.option.seed is not None:
+        return int(config.option.seed)
+    config.option.seed = 0 if config.option.profile == "quick" else secrets.randbelow(10**6)
+    return int(config.option.seed)
+
+
+def _options(pairs: list[str]) -> dict[str, str]:
+    found = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise ValueError(f"--option takes KEY=VALUE; got {pair!r}.")
+        found[key] = value
+    return found
+
+
+def _database(config: pytest.Config, spec: EngineSpec) -> Path | None:
+    """Failing examples of earlier runs, one directory an engine, beside the report; quick repeats itself exactly."""
+    if not config.option.report or config.option.profile == "quick":
+        return None
+    name = "".join(char if char.isalnum() else "-" for char in spec.target)
+    return Path(config.option.report) / "examples" / name
