@@ -4,10 +4,24 @@ from itertools import combinations
 
 import pytest
 
-from lmconform.judging.verdict import BLOCKING, MEANING, MIN_BITES, Verdict, exit_code, merge
+from lmconform.judging import verdict
+from lmconform.judging.verdict import BLOCKING, MEANING, MIN_BITES, Verdict, exit_code
 
 V = Verdict
 MANY = 10 * MIN_BITES
+
+
+def merge(verdicts: list[Verdict], bites: int) -> Verdict:
+    """Merge verdicts of tests that each ask through another door."""
+    return verdict.merge([(f"door {number}", one) for number, one in enumerate(verdicts)], bites)
+
+
+def test_what_a_test_leaves_unresolved_another_decides_through_the_same_door() -> None:
+    pairs = [("score", V.PASS), ("generate", V.UNRESOLVED)]
+    assert verdict.merge(pairs, MANY) == V.UNRESOLVED
+    assert verdict.merge([*pairs, ("generate", V.PASS)], MANY) == V.PASS
+    assert verdict.merge([*pairs, ("generate", V.PASS)], MIN_BITES - 1) == V.VACUOUS
+    assert verdict.merge([*pairs, ("generate", V.FAIL)], MANY) == V.FAIL
 
 
 @pytest.mark.parametrize(("one", "other"), list(combinations(Verdict, 2)))

@@ -35,12 +35,15 @@ MEANING = {
 }
 
 
-def merge(verdicts: Iterable[Verdict], bites: int) -> Verdict:
-    """The verdict of a requirement from its tests' verdicts and the bites of all of them together.
+def merge(verdicts: Iterable[tuple[str, Verdict]], bites: int) -> Verdict:
+    """The verdict of a requirement from its tests' doors and verdicts, and the bites of all of them together.
 
-    A requirement whose tests hold but bit fewer than MIN_BITES times is vacuous.
+    What one test leaves unresolved another test may decide through the same door. A requirement whose tests hold but
+    bit fewer than MIN_BITES times is vacuous.
     """
-    found = set(verdicts)
+    pairs = set(verdicts)
+    decided = {door for door, verdict in pairs if verdict is Verdict.PASS}
+    found = {verdict for door, verdict in pairs if verdict is not Verdict.UNRESOLVED or door not in decided}
     if not found:
         return Verdict.NOT_RUN
     first = next(verdict for verdict in Verdict if verdict in found)

@@ -37,7 +37,7 @@ class Outcome:
 
     @property
     def verdict(self) -> Verdict:
-        return merge((Verdict(record["verdict"]) for record in self.records), self.bites)
+        return merge(((record["door"], Verdict(record["verdict"])) for record in self.records), self.bites)
 
     def first(self, verdict: Verdict) -> Mapping[str, Any] | None:
         """The most telling record of this verdict: the one with the largest excess."""
