@@ -34,7 +34,7 @@ def run(*arguments: object) -> Ended:
 
 
 def test_a_counterexample_fails_again_on_its_engine(counterexample):
-    done = run("replay", counterexample)
+    done = run("replay", counterexample, "--in-process")
     assert done.code == 1
     assert done.out.startswith("CM-4 fail: weight on a later position: measured 0.5, wanted exactly 0, at position 0")
 

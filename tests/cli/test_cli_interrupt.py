@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from cli_common import ENGINES, Ended, start
 
+HELLO = b'{"id": 1, "call": "hello", "arguments": {"protocol": 1}}\n'
 HOST = "import lmconform.transport.host as host; host.CLOSING_SECONDS = 0.2; host.main()"
 
 
@@ -81,22 +82,18 @@ def test_a_hanging_engine_ends_when_the_suite_was_killed(tmp_path):
         "        print('hanging', flush=True)\n"
         "        time.sleep(300)\n"
     )
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
     command = [sys.executable, "-c", HOST, "stuck.py:Stuck"]
-    host = subprocess.Popen(
-        command,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        cwd=tmp_path,
-        start_new_session=True,
-    )
-    with host:
-        host.stdin.write(b'{"id": 1, "call": "hello", "arguments": {"protocol": 1}}\n')
-        host.stdin.flush()
-        assert host.stderr.readline() == b"hanging\n"
-        assert host.poll() is None
-        host.stdin.close()
-        assert host.wait(20) == -signal.SIGKILL
+    with subprocess.Popen(command, **pipes, cwd=tmp_path, start_new_session=True) as host:
+        try:
+            host.stdin.write(HELLO)
+            host.stdin.flush()
+            assert host.stderr.readline() == b"hanging\n"
+            assert host.poll() is None
+            host.stdin.close()
+            assert host.wait(20) == -signal.SIGKILL
+        finally:
+            host.kill()
 
 
 def test_a_host_that_was_started_by_hand_answers_after_the_end_of_its_input(tmp_path):
@@ -109,8 +106,7 @@ def test_a_host_that_was_started_by_hand_answers_after_the_end_of_its_input(tmp_
         "    def __init__(self):\n"
         "        time.sleep(1)\n"
     )
-    asked = '{"id": 1, "call": "hello", "arguments": {"protocol": 1}}\n'
     command = [sys.executable, "-c", HOST, "slow.py:Slow"]
-    done = subprocess.run(command, input=asked, capture_output=True, text=True, cwd=tmp_path, timeout=60, check=False)
+    done = subprocess.run(command, input=HELLO, capture_output=True, cwd=tmp_path, timeout=60, process_group=0)
     assert done.returncode == 0, done.stderr
-    assert '"name":"slow"' in done.stdout
+    assert b'"name":"slow"' in done.stdout
