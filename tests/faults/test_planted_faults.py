@@ -1,29 +1,27 @@
 """Every planted fault is caught by the requirement that it breaks; the reference, by none."""
 
-import importlib
-
 import pytest
 
 from lmconform.faults import FAULTS
 from lmconform.judging.verdict import Verdict
 from lmconform.suite.bench import Bench, Record
+from lmconform.suite.modules import decisions
 from lmconform.suite.plan import Case, Plan, Profile
 from lmconform.transport.client import Connection, EngineSpec
 
-PROFILE = Profile("quick", 4, 1, False, 600, "four examples on one random checkpoint")
+PROFILE = Profile("quick", 4, 2, 1, False, 600, "four examples on one random checkpoint")
 
 
 def judge(target: str, requirement: str) -> list[Record]:
     """All tests of one requirement, in the engine's default regime."""
-    suite = importlib.import_module("lmconform.suite.test_causal_mask")
     connection = Connection.start(EngineSpec(target, in_process=True))
     bench = Bench(connection, Plan(connection, PROFILE, seed=0), deadline=float("inf"))
     try:
         return [
-            bench.judge(value.decides, Case(case.checkpoint))
-            for value in vars(suite).values()
-            if hasattr(value, "decides") and value.decides.requirement == requirement
-            for case in bench.plan.cases(value.decides.on, every_regime=False)
+            bench.judge(spec, Case(case.checkpoint))
+            for spec in decisions()
+            if spec.requirement == requirement
+            for case in bench.plan.cases(spec.on, every_regime=False)
         ]
     finally:
         bench.close()

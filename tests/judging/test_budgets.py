@@ -7,7 +7,7 @@ from lmconform.adapter import Precision
 from lmconform.checkpoints.attention_scope import attention_scope
 from lmconform.checkpoints.random import SHAPES, random_checkpoint
 from lmconform.judging.arithmetic import rounder
-from lmconform.judging.budgets import CERTAIN, Yardstick, centred
+from lmconform.judging.budgets import CERTAIN, Tables, Yardstick, centred
 from lmconform.spec.decoder import decoder, read_config
 from lmconform.spec.numerics import legal_size
 
@@ -40,7 +40,7 @@ def test_the_oracle_itself_is_within_every_budget(dtype) -> None:
 def test_s_is_what_the_page_defines() -> None:
     stick = yardstick()
     wanted, budget = stick.budget(PLACES)
-    runs = np.array([centred(run) - wanted for run in stick._simulated(TOKENS)])
+    runs = np.array([centred(run) - wanted for run in stick._tables.rows(PLACES)[1:]])
     floor = 2.0**-24 * np.abs(wanted).max()
     assert budget.size == pytest.approx(legal_size(runs[:8], runs[8:], floor))
     assert budget.overall == pytest.approx(8 * budget.size)
@@ -116,7 +116,16 @@ def test_a_prefix_is_judged_by_the_longest_sequence() -> None:
     stick = yardstick()
     both, _ = stick.budget([(TOKENS[:5], 4), (TOKENS, 4), (TOKENS, 26)])
     assert np.allclose(both[0], both[1], atol=1e-12)
-    assert stick._simulated.cache_info().currsize == 1
+    assert len(stick._tables._known) == 1
+
+
+def test_a_longer_sequence_takes_the_place_of_its_prefixes() -> None:
+    asked: list[tuple[int, ...]] = []
+    tables = Tables(lambda tokens: asked.append(tokens) or np.zeros((1, len(tokens), 2)))
+    for tokens in ((1, 2), (1, 2, 3), (1,), (1, 2), (4,)):
+        assert len(tables[tokens][0]) >= len(tokens)
+    assert asked == [(1, 2), (1, 2, 3), (4,)]
+    assert set(tables._known) == {(1, 2, 3), (4,)}
 
 
 def test_readings_are_bounded_row_by_row() -> None:

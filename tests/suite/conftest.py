@@ -8,7 +8,7 @@ from lmconform.suite.bench import Bench
 from lmconform.suite.plan import Plan, Profile
 from lmconform.transport.client import Connection, EngineSpec
 
-SMALL = Profile("quick", 3, 1, False, 600, "three examples on one random checkpoint")
+SMALL = Profile("quick", 3, 2, 1, False, 600, "three examples on one random checkpoint")
 
 
 @pytest.fixture

@@ -1,26 +1,13 @@
 """Both ways: every requirement has a test at each of its doors, and every test names a requirement as it stands."""
 
-import importlib
 from collections import defaultdict
 
 import pytest
 
 from lmconform.faults import FAULTS
-from lmconform.spec import module_name, pages, requirements
+from lmconform.spec import requirements
 from lmconform.suite.choose import DOORS
-from lmconform.suite.dsl import Decides
-
-
-def decisions() -> list[Decides]:
-    """What the test functions of the suite decide."""
-    found = []
-    for page in pages():
-        try:
-            module = importlib.import_module(module_name(page).replace("spec.", "suite.test_"))
-        except ModuleNotFoundError:
-            continue
-        found += [value.decides for value in vars(module).values() if hasattr(value, "decides")]
-    return found
+from lmconform.suite.modules import decisions
 
 
 def test_every_requirement_has_a_test_at_each_door_that_decides_it() -> None:

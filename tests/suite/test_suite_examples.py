@@ -4,7 +4,7 @@ import pytest
 from hypothesis import strategies as st
 
 from lmconform.judging.budgets import CERTAIN
-from lmconform.suite.dsl import Decides
+from lmconform.suite.dsl import STREAMS, Decides
 from lmconform.suite.examples import REDRAWS, SHRINKS, Runner
 from lmconform.suite.expect import Exceeded, Finding, Unfit
 
@@ -17,9 +17,9 @@ def exceeded(excess: float) -> Exceeded:
     return Exceeded(Finding("a score", "1", "0", "row 0", error=excess, budget=1.0))
 
 
-def runner(body, redrawn=None, **structure) -> Runner:
+def runner(body, redrawn=None, tries=None, **structure) -> Runner:
     makers = {name: (lambda _, strategy=strategy: strategy) for name, strategy in structure.items()}
-    return Runner(Decides("CM-1", "", "score", (), False, body, makers), FakeSubject(), redrawn)
+    return Runner(Decides("CM-1", "", "score", (), False, body, makers, tries), FakeSubject(), redrawn)
 
 
 def test_a_test_that_holds_finds_nothing_and_counts_its_examples() -> None:
@@ -135,4 +135,12 @@ def test_a_test_without_structure_draws_tokens_alone() -> None:
     drawn = set()
     under = runner(lambda model, expect, draw: drawn.add(draw.tokens(3)))
     assert under.search(10, 1) is None
-    assert len(drawn) > 5
+    assert 2 < len(drawn) <= STREAMS
+
+
+def test_a_test_with_a_fixed_number_of_tries_runs_outside_hypothesis() -> None:
+    seen = []
+    under = runner(lambda model, expect, draw: seen.append(draw.tokens(3)), tries=3)
+    assert under.search(10, 1) is None
+    assert len(seen) == 3
+    assert under.tally.examples == 3

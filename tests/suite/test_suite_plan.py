@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from lmconform.adapter import Refused
+from lmconform.adapter import NotOffered, Refused
 from lmconform.checkpoints.random import SHAPES
 from lmconform.suite.dsl import LOUD_SCOPE, RANDOM, SCOPE
-from lmconform.suite.plan import EDGES, GIVEN, LENGTHS, MAX_TOKENS, PROFILES, TAPE, Plan, given_material
+from lmconform.suite.instruments import LENGTHS, TAPE
+from lmconform.suite.plan import EDGES, GIVEN, MAX_TOKENS, PROFILES, Case, Plan, given_material
 
 ALL = (RANDOM, SCOPE, LOUD_SCOPE)
 
@@ -63,4 +64,6 @@ def test_a_given_checkpoint_is_judged_by_the_laws_alone(bench, tmp_path: Path) -
     found = plan(bench, given=material)
     assert [str(case) for case in found.cases(ALL, every_regime=True)] == [GIVEN]
     assert found.material(GIVEN) is material
-    assert found.examples < PROFILES["quick"].examples
+    assert found.examples(Case(GIVEN)) < PROFILES["quick"].examples
+    with pytest.raises(NotOffered):
+        found.material(f"{GIVEN}~anything")

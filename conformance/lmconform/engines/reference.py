@@ -1,6 +1,7 @@
 """The adapter to refdecoder, the reference model of this project.
 
-A faulty engine is this one with a part replaced: set ``attention_class``, or override ``build`` or ``generate``.
+A faulty engine is this one with a part replaced: set one of the classes below, or override ``build``, whose decoder may
+have modules of another class.
 """
 
 from __future__ import annotations
@@ -52,6 +53,10 @@ class Reference(Engine):
 
     name = "refdecoder"
     attention_class: type[refdecoder.Attention] = refdecoder.Attention
+    sampler_class: type[refdecoder.Sampler] = refdecoder.Sampler
+    stops_class: type[refdecoder.Stops] = refdecoder.Stops
+    model_class: type[ReferenceModel]
+    session_class: type[ReferenceSession]
 
     def __init__(
         self, dtype: str = "float32", device: str = "cpu", attention: str = "eager", threads: str | None = None
@@ -107,7 +112,7 @@ class Reference(Engine):
                 checkpoint, self.dtype, self.device, lambda config: self.build(config, settings["attention"])
             )
             text = Text(checkpoint) if (checkpoint / "tokenizer.json").exists() else None
-        return ReferenceModel(decoder, text, needs, padding=settings["padding"], chunk=settings["chunk"])
+        return self.model_class(self, decoder, text, needs, padding=settings["padding"], chunk=settings["chunk"])
 
     def build(self, config: refdecoder.DecoderConfig, attention: str) -> refdecoder.Decoder:
         """Return the decoder that the weights are loaded into."""
@@ -120,9 +125,16 @@ class ReferenceModel(Model):
     max_length: int
 
     def __init__(
-        self, decoder: refdecoder.Decoder, text: Text | None, needs: Needs, *, padding: Side, chunk: int | None
+        self,
+        engine: Reference,
+        decoder: refdecoder.Decoder,
+        text: Text | None,
+        needs: Needs,
+        *,
+        padding: Side,
+        chunk: int | None,
     ) -> None:
-        self.decoder, self.text, self.needs = decoder, text, needs
+        self.engine, self.decoder, self.text, self.needs = engine, decoder, text, needs
         self.padding, self.chunk = padding, chunk
         self.vocab_size = decoder.config.vocab_size
         self.max_length = decoder.config.max_position_embeddings
@@ -137,7 +149,7 @@ class ReferenceModel(Model):
 
     def open(self) -> ReferenceSession:
         """Return a session with room for ``needs.max_tokens`` tokens, or the whole context if that is shorter."""
-        return ReferenceSession(self, self.decoder.new_cache(1, min(self.needs.max_tokens, self.max_length)))
+        return self.engine.session_class(self, self.decoder.new_cache(1, min(self.needs.max_tokens, self.max_length)))
 
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
         """Continue all requests in one batch."""
@@ -167,8 +179,10 @@ class ReferenceModel(Model):
         check_tokens(request.prompt, self.vocab_size, limit=self.max_length)
         if request.n < 1:
             raise Refused(f"{request.n} completions were asked for; n must be 1 or more.")
-        sampler = refdecoder.Sampler(request.temperature, request.top_k, request.top_p, request.min_p)
-        stops = refdecoder.Stops(request.stop_ids, request.stop_sequences, request.stop_strings, request.min_new_tokens)
+        sampler = self.engine.sampler_class(request.temperature, request.top_k, request.top_p, request.min_p)
+        stops = self.engine.stops_class(
+            request.stop_ids, request.stop_sequences, request.stop_strings, request.min_new_tokens
+        )
         return [
             refdecoder.Request(
                 request.prompt, request.max_new_tokens, sampler, stops, _seed(request.seed, which), request.logprobs
@@ -202,7 +216,7 @@ class ReferenceSession(Session):
 
     def fork(self) -> ReferenceSession:
         """Return an independent copy."""
-        return ReferenceSession(self.model, self._open().fork())
+        return type(self)(self.model, self._open().fork())
 
     def truncate(self, length: int) -> None:
         """Forget all but the first ``length`` tokens; raise Refused if there are fewer."""
@@ -221,6 +235,9 @@ class ReferenceSession(Session):
         if self.cache is None:
             raise Refused("The session is closed.")
         return self.cache
+
+
+Reference.model_class, Reference.session_class = ReferenceModel, ReferenceSession
 
 
 def _array(logits: torch.Tensor) -> Array:

@@ -3,13 +3,21 @@
 Each is the reference with a few lines replaced, and an engine like any other:
 
     lmconform check lmconform.faults.causal_mask:LeaksOneAhead
+
+A module of this package holds those of one page, and lists them in its ``FAULTS``.
 """
 
 from __future__ import annotations
 
-from lmconform.faults.causal_mask import FAULTS as CAUSAL_MASK
+import importlib
+import pkgutil
+
 from lmconform.faults.fault import Fault
 
-FAULTS: tuple[Fault, ...] = CAUSAL_MASK
+FAULTS: tuple[Fault, ...] = tuple(
+    fault
+    for module in sorted(found.name for found in pkgutil.iter_modules(__path__))
+    for fault in getattr(importlib.import_module(f"{__name__}.{module}"), "FAULTS", ())
+)
 
 __all__ = ["FAULTS", "Fault"]

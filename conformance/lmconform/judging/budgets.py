@@ -8,9 +8,10 @@ two such errors: S, S_t and M grow by sqrt(2).
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from math import sqrt
 from typing import Literal
 
@@ -18,7 +19,7 @@ import numpy as np
 
 from lmconform.adapter import Array, Precision
 from lmconform.checkpoints.layout import Checkpoint
-from lmconform.judging.arithmetic import NAIVE_VARIANTS, NOISE_RUNS, UNIT_ROUNDOFF, Arithmetic, variants
+from lmconform.judging.arithmetic import NAIVE_VARIANTS, NOISE_RUNS, UNIT_ROUNDOFF, variants
 from lmconform.judging.naive import decode
 from lmconform.spec.categorical_output import log_softmax
 from lmconform.spec.decoder import decoder, read_config
@@ -44,6 +45,9 @@ UNFIT = 0.05
 
 LARGE = 10_000_000
 """Weights beyond which a quarter of the variants and noise runs must do, since each takes seconds."""
+
+KEPT_BYTES = 64_000_000
+"""Of tables that a yardstick keeps."""
 
 Reading = Callable[[Array], Array]
 Rounded = Literal["scores", "logprobs"] | None
@@ -93,21 +97,26 @@ class Yardstick:
             self._ways = self._ways[::NOISE_RUNS]
         self._config = read_config(checkpoint.config)
         self._weights = {name: np.asarray(value, np.float64) for name, value in checkpoint.weights.items()}
-        self.oracle = lru_cache(maxsize=256)(self._oracle)
-        self._simulated = lru_cache(maxsize=256)(self._simulate)
+        self._tables = Tables(self._compute)
+        self.edited = lru_cache(maxsize=32)(self._edited)
 
-    def _oracle(self, tokens: tuple[int, ...]) -> Array:
-        return decoder(self._config, self._weights, tokens)
+    def oracle(self, tokens: tuple[int, ...]) -> Array:
+        """The standard's scores, [T, V]."""
+        found: Array = self._tables[tokens][0, : len(tokens)]
+        return found
 
     def faulty(self, tokens: Sequence[int], visible: Callable[[int, int], Array]) -> Array:
         """The oracle's scores [T, V] under another mask, to see what a fault would do."""
         return decoder(self._config, self._weights, tokens, visible=visible)
 
-    def _simulate(self, tokens: tuple[int, ...]) -> list[Array]:
-        return [decode(self._config, self.checkpoint.weights, tokens, how) for how in self._ways]
+    def _edited(self, edit: Callable[[Checkpoint], Checkpoint]) -> Edited:
+        """The oracle of the edited checkpoint, to see what a fault would do."""
+        return Edited(edit(self.checkpoint))
 
-    def _run(self, number: int, tokens: tuple[int, ...]) -> Array:
-        return self._simulated(tokens)[number]
+    def _compute(self, tokens: tuple[int, ...]) -> Array:
+        """Scores of the oracle and of every legal way, [1 + ways, T, V]."""
+        exact = decoder(self._config, self._weights, tokens)
+        return np.array([exact, *(decode(self._config, self.checkpoint.weights, tokens, how) for how in self._ways)])
 
     def budget(
         self,
@@ -125,28 +134,52 @@ class Yardstick:
         ``reading`` turns rows of scores into rows of what is compared; without it rows are centred, since scores are
         defined up to a constant. ``sides`` is 2 for the difference of two results of the engine.
         """
-
-        longest = _longest({tokens for tokens, _ in places})
-
-        def taken(table: Callable[[tuple[int, ...]], Array], how: Arithmetic | None = None) -> Array:
-            rows = np.array([table(longest[tokens])[position] for tokens, position in places])  # [n, V]
-            if logprobs:
-                rows = log_softmax(rows)
-                rows = getattr(how, logprobs)(rows) if how else rows
-            values = (reading or centred)(rows if columns is None else rows[:, list(columns)])
-            return values.reshape(len(values), -1)
-
-        wanted = taken(self.oracle)
-        legal = [taken(partial(self._run, number), how) for number, how in enumerate(self._ways)]
-        return wanted, _budget(np.array(legal) - wanted, wanted, self.precision, sides)
+        rows = self._tables.rows([*places])  # [1 + ways, n, V]
+        if logprobs:
+            rows = log_softmax(rows)
+            rows[1:] = [getattr(how, logprobs)(row) for how, row in zip(self._ways, rows[1:], strict=True)]
+        rows = rows if columns is None else rows[:, :, list(columns)]
+        values = np.array([(reading or centred)(row).reshape(len(places), -1) for row in rows])
+        return values[0], _budget(values[1:] - values[0], values[0], self.precision, sides)
 
 
-def _longest(sequences: set[tuple[int, ...]]) -> dict[tuple[int, ...], tuple[int, ...]]:
-    """For each sequence the longest that starts with it: its scores hold those of the shorter one."""
-    found: dict[tuple[int, ...], tuple[int, ...]] = {}
-    for one in sorted(sequences, key=len, reverse=True):
-        found[one] = next((longer for longer in found.values() if longer[: len(one)] == one), one)
-    return found
+class Edited:
+    """The oracle of a checkpoint, without legal errors."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._config = read_config(checkpoint.config)
+        self._weights = {name: np.asarray(value, np.float64) for name, value in checkpoint.weights.items()}
+        self.oracle = lru_cache(maxsize=32)(self._oracle)
+
+    def _oracle(self, tokens: tuple[int, ...]) -> Array:
+        return decoder(self._config, self._weights, tokens)
+
+
+class Tables:
+    """Scores of sequences, [runs, T, V] each, by ``compute``; those of a sequence hold those of all its prefixes."""
+
+    def __init__(self, compute: Callable[[tuple[int, ...]], Array]) -> None:
+        self._compute = compute
+        self._known: OrderedDict[tuple[int, ...], Array] = OrderedDict()
+
+    def __getitem__(self, tokens: tuple[int, ...]) -> Array:
+        """The table of ``tokens``, or of a longer sequence that starts with them."""
+        for known in self._known:
+            if known[: len(tokens)] == tokens:
+                self._known.move_to_end(known)
+                return self._known[known]
+        for known in [one for one in self._known if tokens[: len(one)] == one]:
+            del self._known[known]  # the new table holds it
+        self._known[tokens] = found = self._compute(tokens)
+        while sum(table.nbytes for table in self._known.values()) > KEPT_BYTES and len(self._known) > 1:
+            self._known.popitem(last=False)
+        return found
+
+    def rows(self, places: Sequence[tuple[tuple[int, ...], int]]) -> Array:
+        """The rows at ``places`` (tokens, position), [runs, n, V]."""
+        asked = sorted({tokens for tokens, _ in places}, key=len, reverse=True)  # so that prefixes cost nothing
+        tables = {tokens: self[tokens] for tokens in asked}
+        return np.stack([tables[tokens][:, position] for tokens, position in places], axis=1)
 
 
 def centred(rows: Array) -> Array:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,7 +21,8 @@ from lmconform.suite.choose import DOORS
 from lmconform.suite.dsl import Decides
 from lmconform.suite.examples import Example, Runner
 from lmconform.suite.expect import Exceeded, Tally
-from lmconform.suite.plan import MAX_TOKENS, TAPE, Case, Material, Plan
+from lmconform.suite.instruments import TAPE, Material
+from lmconform.suite.plan import MAX_TOKENS, Case, Plan
 from lmconform.suite.preflight import AdapterOff, in_context, preflight
 from lmconform.suite.subject import MOST_LOGPROBS, Subject
 from lmconform.transport.client import Connection, EngineFault, RemoteModel
@@ -113,7 +114,7 @@ class Bench:
         redrawn = self._redrawer(case) if subject.material.redrawable else None
         runner = Runner(spec, subject, redrawn)
         runner.tally = tally
-        found = runner.search(self.plan.examples, self.plan.seed, self._database)
+        found = runner.search(self.plan.examples(case), self.plan.seed, self._database)
         record.worst, record.suspicions = tally.worst, tally.suspicions
         if found is not None:
             self._fail(record, spec, case, *found)
@@ -196,7 +197,11 @@ class Bench:
                 f"the loaded model reports a vocabulary of {model.vocab_size} ids; its config.json says "
                 f"{material.checkpoint.vocab_size}. Report the width of the checkpoint and cut padded columns off."
             )
-        return Subject(model, material, yardstick, case)
+        return Subject(model, material, yardstick, case, self._edited(case))
+
+    def _edited(self, case: Case) -> Callable[[str], Subject]:
+        """Loads the case's checkpoint after an edit, in the same regime."""
+        return lambda edit: self._subject(Case(f"{case.checkpoint}~{edit}", case.regime))
 
     def _material(self, name: str) -> tuple[Material, Yardstick, Path]:
         if name not in self._materials:

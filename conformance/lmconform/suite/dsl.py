@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import wraps
+from functools import lru_cache, wraps
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from lmconform.adapter import Array
 from lmconform.suite.expect import Exceeded, Expect, Finding, Mask, earlier, itself, later
-from lmconform.suite.plan import LOUD_SCOPE, RANDOM, SCOPE, Case
+from lmconform.suite.instruments import LOUD_SCOPE, SCOPE
+from lmconform.suite.plan import MAX_TOKENS, RANDOM, Case
 from lmconform.suite.subject import Scores, Subject, Tokens
 from lmconform.transport.client import NotFinite
 
@@ -44,6 +45,8 @@ __all__ = [
     "spans",
 ]
 
+STREAMS = 6
+"""Different sequences that ``Draw.tokens`` begins with, over all seeds."""
 Structure = Callable[[Subject], st.SearchStrategy[Any]]
 
 
@@ -58,6 +61,8 @@ class Decides:
     every_regime: bool
     body: Callable[..., None]
     structure: Mapping[str, Structure]
+    tries: int | None = None
+    """Examples, whatever the profile says; without structures they run one after the other, outside hypothesis."""
 
 
 def decides(
@@ -68,18 +73,20 @@ def decides(
     on: Sequence[str] = (RANDOM,),
     every_regime: bool = False,
     finite: bool = False,
+    tries: int | None = None,
     **structure: Structure,
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Mark a test of ``requirement``, asked through ``door``, on checkpoints of the kinds ``on``.
 
     ``digest`` pins the text of the requirement that the test was written for. ``finite`` says that the requirement
-    forbids NaN and +inf, which elsewhere are errors of the engine. The test is called with ``model``, ``expect``,
+    forbids NaN and +inf, which elsewhere are errors of the engine. ``tries`` replaces the profile's number of examples.
+    The test is called with ``model``, ``expect``,
     ``draw`` and one argument for each keyword of ``structure``.
     """
 
     def mark(body: Callable[..., None]) -> Callable[..., None]:
         judged_body = _finite(body) if finite else body
-        spec = Decides(requirement, digest, door, tuple(on), every_regime, judged_body, structure)
+        spec = Decides(requirement, digest, door, tuple(on), every_regime, judged_body, structure, tries)
 
         def test(case: Case, judged: Callable[[Decides, Case], None]) -> None:
             judged(spec, case)
@@ -107,16 +114,26 @@ def _finite(body: Callable[..., None]) -> Callable[..., None]:
     return test
 
 
+@lru_cache(maxsize=64)
+def _stream(seed: int, stream: int, vocab_size: int) -> Tokens:
+    return tuple(np.random.default_rng([seed, stream]).integers(vocab_size, size=MAX_TOKENS).tolist())
+
+
 class Draw:
-    """Draws the tokens of one example from its seed."""
+    """Draws the tokens of one example from its seed.
+
+    Sequences are prefixes of a few fixed streams, so that examples share them: the oracle and the legal errors of a
+    sequence take many times longer than the engine's answer, and are computed once.
+    """
 
     def __init__(self, seed: int, vocab_size: int) -> None:
+        self._seed = seed
         self._generator = np.random.default_rng(seed)
         self._vocab_size = vocab_size
 
-    def tokens(self, length: int) -> Tokens:
-        """``length`` random ids."""
-        return tuple(self._generator.integers(self._vocab_size, size=length).tolist())
+    def tokens(self, length: int, stream: int = 0) -> Tokens:
+        """The first ``length`` random ids of a stream; other streams hold unrelated ones."""
+        return _stream(self._seed % STREAMS, stream, self._vocab_size)[:length]
 
     def places(self, length: int, most: int) -> list[int]:
         """Up to ``most`` different positions, the first and the last among them."""

@@ -53,6 +53,9 @@ class Runner:
 
         ``database`` keeps failing examples for the next run; without it the seed alone says what is tried.
         """
+        count = self._spec.tries or count
+        if self._spec.tries and not self._spec.structure:
+            return self._in_turn(count, run_seed)
         strategies = {name: make(self._subject) for name, make in self._spec.structure.items()}
 
         @given(structure=st.fixed_dictionaries(strategies), token_seed=st.integers(0, SEEDS - 1))
@@ -73,6 +76,16 @@ class Runner:
             chosen(seed(run_seed)(example))()
         except Exceeded:
             return self._confirmed()
+        return None
+
+    def _in_turn(self, count: int, run_seed: int) -> tuple[Example, Exceeded] | None:
+        """``count`` examples outside hypothesis, which would repeat and shrink them: draws are judged as a whole."""
+        for number in range(count):
+            example = Example({}, (run_seed + number) % SEEDS)
+            exceeded = self._outcome(self._subject, example, self.tally)
+            if exceeded is not None:
+                self._failed = (example, exceeded)
+                return self._confirmed()
         return None
 
     def replay(self, example: Example) -> Exceeded | None:

@@ -1,4 +1,4 @@
-"""What a test may say of what it got: ``bites``, ``close``, ``tokens``, ``reads``, ``sees``, ``zero``.
+"""What a test may say: `bites`; `agrees`, `close`, `tokens`; `reads`, `sees`, `zero`; `same`, `holds`.
 
 A test never writes a tolerance. Budgets come from ``judging``; an exceedance carries a Finding for the failure card.
 """
@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from lmconform.adapter import Array
+from lmconform.checkpoints.edits import Edit
 from lmconform.judging.budgets import CERTAIN, Budget, centred
 from lmconform.suite.subject import Scores, Subject, Tokens
 
@@ -89,11 +90,24 @@ class Expect:
         """Say whether this example could have shown the fault. A requirement that never bit is vacuous."""
         self.bit |= bool(could_show_a_fault)
 
-    def close(self, *, got: Scores, wanted: Scores, what: str, fault: tuple[Mask, Mask] | None = None) -> None:
+    def agrees(self, scores: Scores, what: str, fault: Edit | None = None) -> None:
+        """Scores of the engine are the oracle's, row by row, up to a constant a row.
+
+        ``fault`` makes the checkpoint on which the oracle computes what a wrong engine would: the example bites if the
+        budget would have shown it. Without it every example bites.
+        """
+        truth, budget = self._subject.yardstick.budget(scores.places, scores.columns, logprobs=scores.logprobs)
+        if budget.unfit:
+            raise Unfit(f"legal errors are {budget.size:.2g} beside a spread of {budget.spread:.2g}")
+        self.bites(fault is None or budget.excess(self._as_edited(scores, fault) - centred(truth)) > 1)
+        self._within(centred(scores.values), truth, truth, scores, budget, what)
+
+    def close(self, *, got: Scores, wanted: Scores, what: str, fault: tuple[Mask, Mask] | Edit | None = None) -> None:
         """Two results of the engine agree, row by row, up to a constant a row.
 
-        ``fault`` is the mask with which a wrong engine would have made ``got``, and the one for ``wanted``: the
-        example bites if the budget would have shown it. Without it the test itself calls ``bites``.
+        ``fault`` is the mask with which a wrong engine would have made ``got``, and the one for ``wanted``; or the edit
+        that makes the checkpoint on which the oracle computes what it would: the example bites if the budget would
+        have shown it. Without it the test itself calls ``bites``.
         """
         shared = _shared_columns(got, wanted)
         got, wanted = (got.only(shared), wanted.only(shared)) if shared is not None else (got, wanted)
@@ -101,13 +115,25 @@ class Expect:
         if budget.unfit:
             raise Unfit(f"legal errors are {budget.size:.2g} beside a spread of {budget.spread:.2g}")
         if fault is not None:
-            moved = self._as_if(got, fault[0]) - self._as_if(wanted, fault[1])
+            moved = self._moved(got, wanted, fault)
             self.bites(budget.excess(moved) > 1)
-        left, right = centred(got.values), centred(wanted.values)
+        self._within(centred(got.values), centred(wanted.values), truth, wanted, budget, what)
+
+    def same(self, got: object, wanted: object, what: str, where: str = "") -> None:
+        """Something discrete (tokens, a reason, a count) is what it should be."""
+        self.holds(got == wanted, what, repr(got), repr(wanted), where)
+
+    def holds(self, condition: bool, what: str, measured: str, wanted: str, where: str = "") -> None:
+        """A statement about something discrete is true; if it is not, no second look is needed."""
+        if not condition:
+            raise Exceeded(Finding(what, measured, wanted, where or self._subject.case.checkpoint, float("inf"), 0.0))
+
+    def _within(self, left: Array, right: Array, truth: Array, scores: Scores, budget: Budget, what: str) -> None:
+        """Raise Exceeded if ``left`` and ``right``, both centred, differ by more than the budget."""
         excess = budget.excess(left - right)
         self._tally.worst = max(self._tally.worst, excess)
         if excess > 1:
-            raise Exceeded(_difference(what, left, right, truth, wanted, budget))
+            raise Exceeded(_difference(what, left, right, truth, scores, budget))
 
     def tokens(self, *, prompt: Tokens, got: Tokens, wanted: Tokens, what: str) -> None:
         """Two greedy continuations of ``prompt`` are the same tokens.
@@ -214,9 +240,22 @@ class Expect:
         layer, head = divmod(column // scope.content, scope.heads)
         return f"position {position} of {len(tokens)}, looking at position {seen}, layer {layer}, head {head}"
 
+    def _moved(self, got: Scores, wanted: Scores, fault: tuple[Mask, Mask] | Edit) -> Array:
+        """The difference between ``got`` and ``wanted`` that a faulty engine would make."""
+        if isinstance(fault, tuple):
+            return self._as_if(got, fault[0]) - self._as_if(wanted, fault[1])
+        return self._as_edited(got, fault) - self._as_edited(wanted, fault)
+
     def _as_if(self, scores: Scores, mask: Mask) -> Array:
-        rows = self._subject.as_if(mask, scores.places)
-        return centred(rows if scores.columns is None else rows[:, list(scores.columns)])
+        return _centred_columns(self._subject.as_if(mask, scores.places), scores)
+
+    def _as_edited(self, scores: Scores, edit: Edit) -> Array:
+        return _centred_columns(self._subject.as_edited(edit, scores.places), scores)
+
+
+def _centred_columns(rows: Array, scores: Scores) -> Array:
+    """The columns of ``rows`` [n, V] that ``scores`` has, centred."""
+    return centred(rows if scores.columns is None else rows[:, list(scores.columns)])
 
 
 def _shared_columns(one: Scores, other: Scores) -> list[int] | None:

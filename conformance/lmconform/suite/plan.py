@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,22 +12,18 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError
 
-from lmconform.adapter import Precision, Refused
-from lmconform.checkpoints.attention_scope import AttentionScope, attention_scope
+from lmconform.adapter import NotOffered, Precision, Refused
+from lmconform.checkpoints.edits import edited
 from lmconform.checkpoints.layout import Checkpoint, Shape
 from lmconform.checkpoints.random import SHAPES, Volume, label, random_checkpoint
-from lmconform.checkpoints.tape import tape
 from lmconform.spec.decoder import decoder, read_checkpoint
+from lmconform.suite.instruments import INSTRUMENTS, LENGTHS, Material
 from lmconform.transport.client import Connection
 
-RANDOM, SCOPE, LOUD_SCOPE, TAPE, GIVEN = "random", "scope", "loud-scope", "tape", "given"
+RANDOM, GIVEN = "random", "given"
 MAX_TOKENS = 136
 EDGES = (1, 2, 3, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129)
 """Lengths that a run may use: the smallest, and both sides of block edges."""
-LENGTHS = ((1, 2, 17, 33, 64, 129), (1, 3, 15, 32, 65, 127), (2, 16, 31, 63, 128, 5))
-"""At most six lengths a checkpoint, since a new length may compile for seconds; together they hold every edge."""
-
-
 GIVEN_LENGTHS = (2, 9, 17, 33)
 GIVEN_EXAMPLES = 3
 """Lengths and examples on a checkpoint of the user's."""
@@ -39,7 +35,9 @@ class Profile:
 
     name: str
     examples: int
-    """Examples of each test and case."""
+    """Examples of each test on a checkpoint."""
+    regime_examples: int
+    """Examples of each test on a checkpoint in a regime that is not the default."""
     checkpoints: int
     """Random checkpoints."""
     all_regimes: bool
@@ -52,9 +50,9 @@ class Profile:
 PROFILES = {
     profile.name: profile
     for profile in (
-        Profile("quick", 6, 3, False, 120, "at every save: three random checkpoints, the same examples each time"),
-        Profile("standard", 20, 6, False, 900, "before a merge: six random checkpoints, new examples each time"),
-        Profile("exhaustive", 60, 14, True, 7200, "before a release: every regime with every checkpoint"),
+        Profile("quick", 5, 2, 3, False, 120, "at every save: three random checkpoints, the same examples each time"),
+        Profile("standard", 12, 4, 5, False, 900, "before a merge: five random checkpoints, new examples each time"),
+        Profile("exhaustive", 60, 20, 14, True, 7200, "before a release: every regime with every checkpoint"),
     )
 }
 
@@ -68,22 +66,6 @@ class Case:
 
     def __str__(self) -> str:
         return self.checkpoint if self.regime is None else f"{self.checkpoint}-{self.regime}"
-
-
-@dataclass(frozen=True)
-class Material:
-    """A checkpoint, what it is read with, and the lengths to use on it."""
-
-    checkpoint: Checkpoint
-    lengths: tuple[int, ...]
-    scope: AttentionScope | None = None
-    path: Path | None = None
-    """Where it lies already, for a given checkpoint."""
-
-    @property
-    def redrawable(self) -> bool:
-        """Whether other weights of the same structure can be drawn."""
-        return self.checkpoint.recipe.get("kind") == "random"
 
 
 class Plan:
@@ -110,10 +92,10 @@ class Plan:
         self.refused = {shape: reason for shape, reason in reasons.items() if reason is not None}
         return [shape for shape, reason in reasons.items() if reason is None]
 
-    @property
-    def examples(self) -> int:
-        """Examples of each test and case. On a checkpoint of the user's the oracle takes seconds for each."""
-        return self.profile.examples if self.given is None else min(self.profile.examples, GIVEN_EXAMPLES)
+    def examples(self, case: Case) -> int:
+        """Examples of a test on this case. On a checkpoint of the user's the oracle takes seconds for each."""
+        count = self.profile.examples if case.regime is None else self.profile.regime_examples
+        return count if self.given is None else min(count, GIVEN_EXAMPLES)
 
     @cached_property
     def spread(self) -> str | None:
@@ -141,20 +123,21 @@ class Plan:
         return "quiet" if index % 3 == 1 else "loud"
 
     def material(self, name: str) -> Material:
-        """Make the checkpoint ``name``. A suffix ``#k`` asks for the k-th redraw of its weights.
+        """Make the checkpoint ``name``. A suffix ``#k`` asks for the k-th redraw of its weights, ``~edit`` for an edit.
 
-        Raises Refused for a random checkpoint if the engine accepts none of the shapes.
+        Raises Refused for a random checkpoint if the engine accepts none of the shapes; NotOffered for an edit of the
+        user's weights.
         """
+        base, _, edit = name.partition("~")
+        if edit:
+            if base == GIVEN:
+                raise NotOffered("other checkpoints than the given one")
+            material = self.material(base)
+            return replace(material, checkpoint=edited(material.checkpoint, edit))
         if name == GIVEN and self.given is not None:
             return self.given
-        if name == SCOPE:
-            scope = attention_scope("quiet")
-            return Material(scope.checkpoint, LENGTHS[0], scope)
-        if name == LOUD_SCOPE:
-            scope = attention_scope("loud", narrow=self.precision.compute == "float16")
-            return Material(scope.checkpoint, LENGTHS[0], scope)
-        if name == TAPE:
-            return Material(tape(), LENGTHS[0])
+        if name in INSTRUMENTS:
+            return INSTRUMENTS[name](self.precision)
         if not self.shapes:
             shape, reason = next(iter(self.refused.items()))
             raise Refused(f"it accepts no shape of the suite; for {label(shape)} its reason is: {reason}")

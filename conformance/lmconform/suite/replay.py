@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from lmconform.spec import pages
 from lmconform.suite.bench import Bench, Record
 from lmconform.suite.dsl import Decides
 from lmconform.suite.examples import Example
+from lmconform.suite.modules import decisions
 from lmconform.suite.plan import PROFILES, Case, Plan, given_material
 from lmconform.transport.client import Connection, EngineSpec
 
@@ -54,14 +53,9 @@ def replay_file(path: Path, engine: str | None, python: Path | None, in_process:
 
 def _test(name: str) -> Decides:
     """The test function of this name, from all modules of the suite."""
-    for page in pages():
-        try:
-            module: Any = importlib.import_module(f"lmconform.suite.test_{page.replace('-', '_')}")
-        except ModuleNotFoundError:
-            continue
-        if hasattr(module, name):
-            found: Decides = getattr(module, name).decides
-            return found
+    for spec in decisions():
+        if spec.body.__name__ == name:
+            return spec
     raise KeyError(name)
 
 

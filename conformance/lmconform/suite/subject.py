@@ -7,16 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 
 from lmconform.adapter import Array, Completion, NotOffered, Request
 from lmconform.checkpoints.attention_scope import AttentionScope
+from lmconform.checkpoints.edits import Edit
 from lmconform.judging.budgets import Rounded, Yardstick
-from lmconform.suite.plan import Case, Material
+from lmconform.suite.instruments import Material
+from lmconform.suite.plan import Case
 from lmconform.transport.client import RemoteModel, RemoteSession
 
 Tokens = tuple[int, ...]
+Instrument = TypeVar("Instrument")
 MOST_LOGPROBS = 300
 """Log-probabilities a step that a ``generate`` request asks for at most; wider vocabularies give the top ones."""
 
@@ -68,11 +72,20 @@ class SessionUnderTest:
 class Subject:
     """One checkpoint, loaded by the engine in one regime."""
 
-    def __init__(self, remote: RemoteModel, material: Material, yardstick: Yardstick, case: Case) -> None:
+    def __init__(
+        self,
+        remote: RemoteModel,
+        material: Material,
+        yardstick: Yardstick,
+        case: Case,
+        edited: Callable[[str], Subject],
+    ) -> None:
         self._remote = remote
         self.material = material
         self.yardstick = yardstick
         self.case = case
+        self.edited = edited
+        """Load this checkpoint after the named edit of ``checkpoints/edits.py``, as another model."""
         self._logprobs: Rounded = None if remote.connection.description.choices.scores == "logits" else "scores"
         self.vocab_size = material.checkpoint.vocab_size
 
@@ -88,9 +101,14 @@ class Subject:
     @property
     def scope(self) -> AttentionScope:
         """How to write prompts for the attention scope and read it; only on a scope checkpoint."""
-        if self.material.scope is None:
-            raise LookupError(f"checkpoint {self.material.checkpoint.name} is no attention scope")
-        return self.material.scope
+        return self.instrument(AttentionScope)
+
+    def instrument(self, kind: type[Instrument]) -> Instrument:
+        """How to write prompts for this checkpoint and read it. Raises LookupError unless it is a ``kind``."""
+        found = self.material.instrument
+        if not isinstance(found, kind):
+            raise LookupError(f"checkpoint {self.material.checkpoint.name} is no {kind.__name__}")
+        return found
 
     def score(self, tokens: Sequence[int], columns: Sequence[int] | None = None) -> Scores:
         """Scores of one sequence in one pass."""
@@ -131,13 +149,21 @@ class Subject:
 
     def as_if(self, visible: Callable[[int, int], Array], places: Sequence[tuple[Tokens, int]]) -> Array:
         """Scores [n, V] that the oracle gives at ``places`` under the mask ``visible``."""
-        tables = {tokens: self.yardstick.faulty(tokens, visible) for tokens in {tokens for tokens, _ in places}}
-        return np.array([tables[tokens][position] for tokens, position in places])
+        return _rows(lambda tokens: self.yardstick.faulty(tokens, visible), places)
+
+    def as_edited(self, edit: Edit, places: Sequence[tuple[Tokens, int]]) -> Array:
+        """Scores [n, V] that the oracle gives at ``places`` on the edited checkpoint."""
+        return _rows(self.yardstick.edited(edit).oracle, places)
 
     def _whole(self, values: Array, tokens: Sequence[int], columns: Sequence[int] | None) -> Scores:
         whole = tuple(tokens)
         places = tuple((whole, position) for position in range(len(whole)))
         return Scores(values, places, _ids(columns), self._logprobs)
+
+
+def _rows(table: Callable[[Tokens], Array], places: Sequence[tuple[Tokens, int]]) -> Array:
+    tables = {tokens: table(tokens) for tokens in {tokens for tokens, _ in places}}
+    return np.array([tables[tokens][position] for tokens, position in places])
 
 
 def _ids(columns: Sequence[int] | None) -> tuple[int, ...] | None:
