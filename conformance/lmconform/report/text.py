@@ -16,16 +16,11 @@ from rich.text import Text
 
 from lmconform.judging.verdict import BLOCKING, MEANING, MIN_BITES, Verdict
 from lmconform.report.results import Outcome, Results
+from lmconform.report.tables import STYLE, tables
 
-STYLE = {
-    Verdict.FAIL: "bold red",
-    Verdict.ERROR: "red",
-    Verdict.VACUOUS: "red",
-    Verdict.NOT_RUN: "yellow",
-    Verdict.UNRESOLVED: "yellow",
-    Verdict.PASS: "green",
-    Verdict.UNSUPPORTED: "dim",
-}
+MOST_CARDS = 6
+SHARPEST = ("measurement", "law", "differential")
+"""Kinds of requirements, those that say most about what is wrong first."""
 EVERY_SECONDS = 10.0
 """How often progress is printed where the output is no terminal."""
 
@@ -77,15 +72,24 @@ def heading(console: Console, results: Results) -> None:
 def summary(console: Console, results: Results) -> None:
     """Cards, the table of requirements, and the last line."""
     outcomes = results.outcomes()
-    for outcome in outcomes:
-        if outcome.verdict is Verdict.FAIL:
-            console.print(card(outcome, results.engine["name"]))
-    console.print(_table(outcomes))
+    _cards(console, outcomes, results.engine["name"])
+    tables(console, outcomes)
     _explain(console, outcomes)
     if results.run.get("note"):
         console.print(Text(results.run["note"], STYLE[Verdict.NOT_RUN]))
     _doors(console, results)
     console.print(_last_line(results, outcomes))
+
+
+def _cards(console: Console, outcomes: list[Outcome], engine: str) -> None:
+    """A card for each failure; of many the sharpest, since one fault often fails much of what rests on it."""
+    failed = [outcome for outcome in outcomes if outcome.verdict is Verdict.FAIL]
+    ranked = sorted(failed, key=lambda outcome: SHARPEST.index(outcome.requirement.kind))
+    for outcome in ranked[:MOST_CARDS]:
+        console.print(card(outcome, engine))
+    if rest := ranked[MOST_CARDS:]:
+        names = ", ".join(outcome.requirement.id for outcome in rest)
+        console.print(Text(f"Failed as well, with cards of their own if run alone (--only): {names}.\n"))
 
 
 def card(outcome: Outcome, engine: str) -> Panel:
@@ -121,25 +125,10 @@ def card(outcome: Outcome, engine: str) -> Panel:
 
 def _error(finding: Mapping[str, Any]) -> str:
     if not math.isfinite(finding["error"]):
-        return "not a number, or infinite"
+        return "beyond any budget"
     if not finding["budget"]:
         return f"{finding['error']:.3g}, where exactly 0 is asked for"
     return f"{finding['error']:.3g}, budget {finding['budget']:.3g} ({finding['excess']:.3g} times)"
-
-
-def _table(outcomes: list[Outcome]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="dim", expand=True)
-    table.add_column("verdict", width=max([7, *(len(outcome.verdict) for outcome in outcomes)]))
-    table.add_column("id", width=7)
-    table.add_column("requirement", ratio=1, no_wrap=True, overflow="ellipsis")
-    table.add_column("bites/examples", justify="right", width=14)
-    table.add_column("error/budget", justify="right", width=12)
-    for outcome in outcomes:
-        verdict = Text(outcome.verdict, STYLE[outcome.verdict])
-        counts = f"{outcome.bites}/{outcome.examples}"
-        worst = f"{outcome.worst:.2g}" if outcome.worst else "–"
-        table.add_row(verdict, outcome.requirement.id, Text(outcome.requirement.text), counts, worst)
-    return table
 
 
 def _explain(console: Console, outcomes: list[Outcome]) -> None:

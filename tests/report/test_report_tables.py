@@ -1,0 +1,80 @@
+"""What the summary shows of many requirements: a line a mechanism, and a few cards."""
+
+import io
+from dataclasses import replace
+from types import SimpleNamespace
+
+from rich.console import Console
+
+from lmconform.judging.verdict import Verdict
+from lmconform.report.results import Outcome
+from lmconform.report.tables import tables
+from lmconform.report.text import MOST_CARDS, summary
+from lmconform.spec import requirements
+
+CM = [one for one in requirements().values() if one.page == "causal-mask"]
+ROPE = [replace(one, id=f"ROPE-{number}", page="rope") for number, one in enumerate(CM, 1)]
+
+
+def record(verdict: Verdict) -> dict:
+    finding = {"what": "a weight", "measured": "0.5", "wanted": "0", "where": "here", "error": 0.5, "budget": 0.0}
+    return {
+        "verdict": verdict,
+        "test": "test_x",
+        "door": "score",
+        "case": "loud-0",
+        "bites": 6,
+        "examples": 6,
+        "worst": 0.25,
+        "reason": "a weight: measured 0.5",
+        "finding": finding | {"excess": float("inf")},
+        "counterexample": {"structure": {}},
+    }
+
+
+def printed(show) -> str:
+    console = Console(file=io.StringIO(), width=100)
+    show(console)
+    return console.file.getvalue()
+
+
+def outcomes(pages, failing=()) -> list[Outcome]:
+    return [
+        Outcome(one, [record(Verdict.FAIL if one.id in failing else Verdict.PASS)]) for page in pages for one in page
+    ]
+
+
+def test_mechanisms_that_pass_take_one_line_each() -> None:
+    lines = printed(lambda console: tables(console, outcomes([CM, ROPE]))).splitlines()
+    assert [line.split()[:4] for line in lines[1:]] == [["pass", "causal", "mask", "9"], ["pass", "rope", "9", "pass"]]
+    assert lines[1].split()[-2:] == ["54/54", "0.25"]
+
+
+def test_a_mechanism_with_a_failure_shows_its_requirements() -> None:
+    text = printed(lambda console: tables(console, outcomes([CM, ROPE], failing={"ROPE-2"})))
+    assert "1 fail, 8 pass" in text
+    assert "fail         ROPE-2" in text
+    assert "pass         ROPE-3" in text
+    assert "CM-3" not in text
+
+
+def test_a_single_mechanism_shows_its_requirements() -> None:
+    text = printed(lambda console: tables(console, outcomes([CM])))
+    assert "CM-3" in text
+    assert "mechanism" not in text
+
+
+def test_few_cards_are_printed_the_sharpest_first_and_the_others_named() -> None:
+    made = SimpleNamespace(
+        engine={"name": "x", "version": "1"},
+        run={"seconds": 1.0},
+        outcomes=lambda: outcomes([CM, ROPE], failing={one.id for one in [*CM, *ROPE]}),
+        doors=dict,
+        exit_code=lambda: 1,
+    )
+    text = printed(lambda console: summary(console, made))
+    heads = [line.split()[1] for line in text.splitlines() if line.startswith("╭")]
+    assert len(heads) == MOST_CARDS
+    assert all({one.id: one for one in [*CM, *ROPE]}[head].kind == "measurement" for head in heads)
+    assert "Failed as well" in text
+    assert "ROPE-8" in text.partition("Failed as well")[2]
