@@ -72,7 +72,7 @@ def check(
     if in_process:
         arguments.append("--in-process")
     if jobs > 1:
-        arguments += ["-p", "xdist.plugin", "-n", str(jobs)]
+        arguments += ["-p", "xdist.plugin", "-n", str(jobs), "--dist", "worksteal"]
     arguments += [f"--junitxml={report / 'junit.xml'}"]
     raise typer.Exit(_pytest(arguments))
 
