@@ -10,10 +10,10 @@ from pathlib import Path
 
 import torch
 
-from .checkpoint import DTYPES, load
+from .checkpoint import DTYPES, build, load
 from .errors import CheckpointError, InputError
 from .generate import Request, stream
-from .model import ATTENTION_FORMS, Decoder
+from .model import ATTENTION_FORMS
 from .sampling import Sampler
 from .stopping import Stops
 from .text import Text
@@ -31,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m refdecoder", description="A readable llama decoder.")
+    parser = argparse.ArgumentParser(prog="python -m refdecoder", description="A readable decoder: llama, phi3, gpt2.")
     command = parser.add_subparsers(dest="command", required=True).add_parser(
         "generate", help="continue a prompt", description="Continue a prompt and print the new text as it comes."
     )
@@ -56,7 +56,7 @@ def _generate(options: argparse.Namespace) -> None:
     sampler = Sampler(options.temperature, options.top_k, options.top_p, options.min_p)
     text = Text(options.model_dir)
     model = load(
-        options.model_dir, DTYPES[options.dtype], _device(options.device), partial(Decoder, attention=options.attention)
+        options.model_dir, DTYPES[options.dtype], _device(options.device), partial(build, attention=options.attention)
     )
     stops = Stops(ids=model.config.eos_token_ids, strings=tuple(options.stop))
     prompt = text.encode(options.prompt)

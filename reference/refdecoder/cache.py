@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .config import DecoderConfig
+from .config import Config
 from .errors import InputError
 
 Side = Literal["left", "right"]
@@ -35,7 +35,7 @@ class Cache:
 
     def __init__(
         self,
-        config: DecoderConfig,
+        config: Config,
         rows: int,
         capacity: int,
         dtype: torch.dtype = torch.float32,

@@ -1,8 +1,8 @@
-"""Load a Hugging Face llama checkpoint: config.json and safetensors. Nothing is unpickled; nothing is guessed."""
+"""Load a Hugging Face checkpoint: config.json and safetensors. Nothing is unpickled; nothing is guessed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -10,51 +10,73 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from .config import DecoderConfig, read_json
+from .config import Config, GPT2Config, config_from_directory, read_json
 from .errors import CheckpointError
-from .model import Decoder
+from .gpt2 import GPT2
+from .model import CausalLM, Decoder
 
+FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
+"""phi3's tensors, and the parameters whose rows they hold, one below the other."""
+USELESS = ("rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")
+"""Endings of tensors that the first llama and gpt2 releases hold and that say nothing: frequencies, causal masks."""
 DTYPES = {name: getattr(torch, name) for name in ("float64", "float32", "bfloat16", "float16")}
+
+
+def build(config: Config, attention: str = "eager") -> CausalLM:
+    """Return a model of the config's family with random weights; ``attention`` is one of ``ATTENTION_FORMS``."""
+    return GPT2(config, attention) if isinstance(config, GPT2Config) else Decoder(config, attention)
 
 
 def load(
     directory: Path | str,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
-    build: Callable[[DecoderConfig], Decoder] = Decoder,
-) -> Decoder:
-    """Return the decoder of a checkpoint directory, with its weights in ``dtype`` on ``device``.
+    build: Callable[[Config], CausalLM] = build,
+) -> CausalLM:
+    """Return the model of a checkpoint directory, with its weights in ``dtype`` on ``device``.
 
     Args:
         directory: holds config.json and model.safetensors, or shards with model.safetensors.index.json.
         dtype: one of ``DTYPES``; the model computes and caches in it.
         device: where the model lives.
-        build: makes the decoder from its config; a way to choose the attention form or class.
+        build: makes the model from its config; a way to choose the attention form or class.
 
     Raises:
         CheckpointError: the config is refused, a file is missing or broken, or a tensor is missing, left over,
             misshapen or not finite.
     """
     directory = Path(directory)
-    config = DecoderConfig.from_directory(directory)
+    config = config_from_directory(directory)
     with torch.device("meta"):  # shapes without memory: the weights below are the only copy
         model = build(config)
-    files = _tensor_files(directory)
-    if config.tie_word_embeddings:
-        _drop_tied_head(files)
-    wanted = {_stored_name(name): parameter for name, parameter in model.named_parameters()}
-    _compare_names(set(wanted), set(files))
-    state = {}
-    for name, parameter in model.named_parameters():
-        stored = _stored_name(name)
-        state[name] = _read(files[stored], stored, tuple(parameter.shape), dtype).to(device)
+    files = {name: path for name, path in _tensor_files(directory).items() if not name.endswith(USELESS)}
+    stored, state = _stored(model, files), dict[str, Tensor](model.named_parameters())
+    if "lm_head.weight" not in stored:
+        embedding = model.embed_tokens.weight
+        _drop_tied_head(files, next(name for name, (first, *_) in stored.items() if state[first] is embedding))
+    _compare_names(set(stored), set(files))
+    for name, parts in stored.items():
+        rows = [len(state[part]) for part in parts]
+        tensor = _read(files[name], name, (sum(rows), *state[parts[0]].shape[1:]), dtype).to(device)
+        state |= dict(zip(parts, tensor.split(rows), strict=True))
     model.load_state_dict(state, strict=True, assign=True)
     return model.eval()
 
 
-def _stored_name(name: str) -> str:
-    """Return the name of a parameter in the checkpoint: everything but the head lies below ``model.``."""
-    return name if name.startswith("lm_head.") else f"model.{name}"
+def _stored(model: CausalLM, files: Mapping[str, Path]) -> dict[str, list[str]]:
+    """Return the tensors that the checkpoint should hold, and the parameters in each, from the first row on."""
+    if isinstance(model.config, GPT2Config):  # the released files leave the prefix away
+        prefix = "transformer." if "transformer.wte.weight" in files else ""
+    else:
+        prefix = "model."
+    fused = FUSED if not isinstance(model.config, GPT2Config) and model.config.fused else {}
+    whole = {part: name for name, parts in fused.items() for part in parts}
+    found: dict[str, list[str]] = {}
+    for parameter, _ in model.named_parameters():  # q before k before v, gate before up
+        place, _, part = parameter.removesuffix(".weight").rpartition(".")
+        name = f"{place}.{whole[part]}.weight" if part in whole else parameter
+        found.setdefault(name if name.startswith("lm_head.") else prefix + name, []).append(parameter)
+    return found
 
 
 def _tensor_files(directory: Path) -> dict[str, Path]:
@@ -76,15 +98,14 @@ def _tensor_files(directory: Path) -> dict[str, Path]:
                 if name in found:
                     raise CheckpointError(f"Tensor {name} is both in {found[name].name} and in {path.name}.")
                 found[name] = path
-    # Checkpoints of the first Llama releases also store the rotary frequencies, which the config determines.
-    return {name: path for name, path in found.items() if not name.endswith("rotary_emb.inv_freq")}
+    return found
 
 
-def _drop_tied_head(files: dict[str, Path]) -> None:
+def _drop_tied_head(files: dict[str, Path], embedding: str) -> None:
     """Drop a stored copy of the embedding, as some savers write; refuse a head of its own."""
-    if "lm_head.weight" in files and "model.embed_tokens.weight" in files:
-        with _opened(files["lm_head.weight"]) as one, _opened(files["model.embed_tokens.weight"]) as other:
-            if not torch.equal(one.get_tensor("lm_head.weight"), other.get_tensor("model.embed_tokens.weight")):
+    if "lm_head.weight" in files and embedding in files:
+        with _opened(files["lm_head.weight"]) as one, _opened(files[embedding]) as other:
+            if not torch.equal(one.get_tensor("lm_head.weight"), other.get_tensor(embedding)):
                 raise CheckpointError("lm_head.weight differs from the embedding, but config.json ties them.")
         del files["lm_head.weight"]
 

@@ -11,13 +11,21 @@ from typing import Any
 
 from .errors import CheckpointError
 
-ACTIVATIONS = ("silu", "gelu", "gelu_pytorch_tanh", "relu")
+ACTIVATIONS = ("silu", "gelu", "gelu_new", "gelu_pytorch_tanh", "relu")
 ROPE_FIELDS = {
     "default": (),
     "linear": ("factor",),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
 }
 ROPE_COMMON = ("rope_theta", "rope_type", "type", "partial_rotary_factor", "original_max_position_embeddings")
+GPT2_OFFERED = {
+    "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False,
+    "reorder_and_upcast_attn": False,
+    "add_cross_attention": False,
+    "tie_word_embeddings": True,
+    "quantization_config": None,
+}
 
 
 @dataclass(frozen=True)
@@ -34,7 +42,7 @@ class Rope:
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """Sizes and choices of a llama decoder. Names are those of config.json; D is ``head_dim``, V ``vocab_size``."""
+    """Sizes and choices of a llama or phi3 decoder, named as in config.json; D is ``head_dim``, V ``vocab_size``."""
 
     vocab_size: int
     hidden_size: int
@@ -51,6 +59,8 @@ class DecoderConfig:
     attention_bias: bool = False
     mlp_bias: bool = False
     eos_token_ids: tuple[int, ...] = ()
+    fused: bool = False
+    """phi3: the checkpoint holds projections of one input as one tensor. The decoder is llama's."""
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any], generation: Mapping[str, Any] | None = None) -> DecoderConfig:
@@ -59,8 +69,6 @@ class DecoderConfig:
         Raises:
             CheckpointError: a key is missing or has an unusable value, or asks for what this decoder does not do.
         """
-        if config.get("model_type") != "llama":
-            raise CheckpointError(f"config.json has model_type {config.get('model_type')!r}; only 'llama' is offered.")
         for key in ("quantization_config", "sliding_window", "rope_interleaved"):
             if config.get(key):
                 raise CheckpointError(f"config.json has {key} = {config[key]!r}, which this decoder does not offer.")
@@ -78,9 +86,6 @@ class DecoderConfig:
             head_dim = hidden // heads
         if head_dim % 2:
             raise CheckpointError(f"head_dim is {head_dim}; rotary embedding turns pairs, so it must be even.")
-        activation = config.get("hidden_act", "silu")
-        if activation not in ACTIVATIONS:
-            raise CheckpointError(f"hidden_act is {activation!r}; it may be one of: {', '.join(ACTIVATIONS)}.")
         return cls(
             vocab_size=_whole(config, "vocab_size"),
             hidden_size=hidden,
@@ -92,24 +97,94 @@ class DecoderConfig:
             max_position_embeddings=_whole(config, "max_position_embeddings"),
             rms_norm_eps=_number(config, "rms_norm_eps", "config.json"),
             rope=_rope(config),
-            hidden_act=activation,
+            hidden_act=_activation(config, "hidden_act", "silu"),
             tie_word_embeddings=_flag(config, "tie_word_embeddings"),
             attention_bias=_flag(config, "attention_bias"),
             mlp_bias=_flag(config, "mlp_bias"),
             eos_token_ids=_eos(config, generation or {}),
+            fused=config.get("model_type") == "phi3",
         )
+
+
+@dataclass(frozen=True)
+class GPT2Config:
+    """Sizes and choices of a gpt2 decoder, under the names that llama has for them."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    max_position_embeddings: int
+    layer_norm_epsilon: float
+    hidden_act: str = "gelu_new"
+    eos_token_ids: tuple[int, ...] = ()
+
+    @property
+    def num_key_value_heads(self) -> int:
+        """Each query head has a KV head of its own."""
+        return self.num_attention_heads
+
+    @property
+    def head_dim(self) -> int:
+        """D."""
+        return self.hidden_size // self.num_attention_heads
 
     @classmethod
-    def from_directory(cls, directory: Path) -> DecoderConfig:
-        """Read config.json and, where it exists, generation_config.json of a checkpoint directory.
+    def from_dict(cls, config: Mapping[str, Any], generation: Mapping[str, Any] | None = None) -> GPT2Config:
+        """Read the content of config.json, and of generation_config.json where there is one.
 
         Raises:
-            CheckpointError: no config.json, a file that is not a JSON object, or what ``from_dict`` refuses.
+            CheckpointError: a key is missing or has an unusable value, or asks for what this decoder does not do.
         """
-        generation = directory / "generation_config.json"
-        return cls.from_dict(
-            read_json(directory / "config.json"), read_json(generation) if generation.exists() else None
+        for key, offered in GPT2_OFFERED.items():
+            if config.get(key, offered) != offered:
+                raise CheckpointError(f"config.json has {key} = {config[key]!r}, which this decoder does not offer.")
+        heads, hidden = _whole(config, "n_head"), _whole(config, "n_embd")
+        if hidden % heads:
+            raise CheckpointError(f"config.json has n_embd {hidden}, which is no multiple of n_head {heads}.")
+        return cls(
+            vocab_size=_whole(config, "vocab_size"),
+            hidden_size=hidden,
+            intermediate_size=4 * hidden if config.get("n_inner") is None else _whole(config, "n_inner"),
+            num_hidden_layers=_whole(config, "n_layer"),
+            num_attention_heads=heads,
+            max_position_embeddings=_whole(config, "n_positions"),
+            layer_norm_epsilon=_number({"layer_norm_epsilon": 1e-5, **config}, "layer_norm_epsilon", "config.json"),
+            hidden_act=_activation(config, "activation_function", "gelu_new"),
+            eos_token_ids=_eos(config, generation or {}),
         )
+
+
+Config = DecoderConfig | GPT2Config
+FAMILIES: dict[str, type[DecoderConfig] | type[GPT2Config]] = {
+    "llama": DecoderConfig,
+    "phi3": DecoderConfig,
+    "gpt2": GPT2Config,
+}
+"""The families by ``model_type``."""
+
+
+def config_from_dict(config: Mapping[str, Any], generation: Mapping[str, Any] | None = None) -> Config:
+    """Read the content of config.json of any family; raise CheckpointError for what is not offered."""
+    family = config.get("model_type")
+    if not isinstance(family, str) or family not in FAMILIES:
+        raise CheckpointError(
+            f"config.json has model_type {family!r}; it may be one of: {', '.join(map(repr, FAMILIES))}."
+        )
+    return FAMILIES[family].from_dict(config, generation)
+
+
+def config_from_directory(directory: Path) -> Config:
+    """Read config.json and, where it exists, generation_config.json of a checkpoint directory.
+
+    Raises:
+        CheckpointError: no config.json, a file that is not a JSON object, or what ``config_from_dict`` refuses.
+    """
+    generation = directory / "generation_config.json"
+    return config_from_dict(
+        read_json(directory / "config.json"), read_json(generation) if generation.exists() else None
+    )
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -136,7 +211,7 @@ def _rope(config: Mapping[str, Any]) -> Rope:
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     if not isinstance(kind, str) or kind not in ROPE_FIELDS:
         raise CheckpointError(f"config.json has rope type {kind!r}; it may be one of: {', '.join(ROPE_FIELDS)}.")
-    if scaling.get("partial_rotary_factor", config.get("partial_rotary_factor")) not in (None, 1, 1.0):
+    if any(place.get("partial_rotary_factor") not in (None, 1) for place in (scaling, config)):
         raise CheckpointError("config.json has a partial_rotary_factor other than 1; all of a head is rotated here.")
     if unused := sorted(set(scaling) - {*ROPE_COMMON, *ROPE_FIELDS[kind]}):
         raise CheckpointError(f"Rope type {kind!r} makes no use of {', '.join(unused)}; config.json gives it.")
@@ -147,6 +222,13 @@ def _rope(config: Mapping[str, Any]) -> Rope:
     if kind == "llama3" and rope.high_freq_factor <= rope.low_freq_factor:
         raise CheckpointError("llama3 rope needs a high_freq_factor above its low_freq_factor.")
     return rope
+
+
+def _activation(config: Mapping[str, Any], key: str, default: str) -> str:
+    name = config.get(key, default)
+    if name not in ACTIVATIONS:
+        raise CheckpointError(f"{key} is {name!r}; it may be one of: {', '.join(ACTIVATIONS)}.")
+    return str(name)
 
 
 def _eos(config: Mapping[str, Any], generation: Mapping[str, Any]) -> tuple[int, ...]:

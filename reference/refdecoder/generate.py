@@ -15,10 +15,10 @@ from torch import Tensor
 
 from .cache import Cache, Side, pad
 from .errors import InputError
-from .model import Decoder
+from .model import CausalLM
 from .rope import wide
 from .sampling import Sampler
-from .stopping import Decode, Detokenizer, Stops, Watch
+from .stopping import Decode, Detokenizer, Stops
 
 Reason = Literal["stop", "length"]
 
@@ -67,7 +67,7 @@ class Completion:
 
 
 def score(
-    model: Decoder,
+    model: CausalLM,
     sequences: Sequence[Sequence[int]],
     *,
     cache: Cache | None = None,
@@ -77,7 +77,7 @@ def score(
     """Return the logits of every token of every sequence, [T_b, V] each.
 
     Args:
-        model: the decoder.
+        model: a decoder of any family.
         sequences: B sequences of token ids, of any lengths above 0.
         cache: a cache of B rows that the sequences continue; None starts a fresh one.
         chunk: most tokens a row and pass; None feeds all at once.
@@ -100,7 +100,7 @@ def score(
 
 
 def stream(
-    model: Decoder,
+    model: CausalLM,
     requests: Sequence[Request],
     *,
     decode: Decode | None = None,
@@ -110,7 +110,7 @@ def stream(
     """Continue all requests in one batch, and yield every new token as soon as it is drawn.
 
     Args:
-        model: the decoder.
+        model: a decoder of any family.
         requests: the prompts and their settings.
         decode: gives the text of ids; needed for stop strings.
         chunk: most prompt tokens a row and pass; None feeds whole prompts at once.
@@ -142,7 +142,7 @@ def stream(
 
 
 def generate(
-    model: Decoder,
+    model: CausalLM,
     requests: Sequence[Request],
     *,
     decode: Decode | None = None,
@@ -164,13 +164,13 @@ def generate(
 class _Row:
     """A request on its way: its random numbers, and what it has produced."""
 
-    def __init__(self, model: Decoder, index: int, request: Request, decode: Decode | None) -> None:
+    def __init__(self, model: CausalLM, index: int, request: Request, decode: Decode | None) -> None:
         prompt = _checked(model, request.prompt)
         if request.max_new_tokens < 0 or (request.logprobs is not None and request.logprobs < 0):
             raise InputError("max_new_tokens and logprobs must be 0 or more.")
         self.index, self.request = index, request
         self.budget = min(request.max_new_tokens, model.config.max_position_embeddings - len(prompt))
-        self.watch = Watch(request.stops, None if decode is None else Detokenizer(decode, prompt))
+        self.watch = request.stops.watch(None if decode is None else Detokenizer(decode, prompt))
         device = model.embed_tokens.weight.device
         self.place = torch.device("cpu") if device.type == "mps" else device  # sampling works in float64; MPS has none
         self.generator = torch.Generator(self.place)
@@ -203,7 +203,7 @@ class _Row:
 
 
 def _prefill(
-    model: Decoder, cache: Cache, prompts: Sequence[Sequence[int]], chunk: int | None, padding: Side
+    model: CausalLM, cache: Cache, prompts: Sequence[Sequence[int]], chunk: int | None, padding: Side
 ) -> Tensor:
     """Feed the prompts; return the logits of each one's last token, [B, V]."""
     rows: list[Tensor | None] = [None] * len(prompts)
@@ -213,7 +213,7 @@ def _prefill(
     return torch.stack([row for row in rows if row is not None])
 
 
-def _feed(model: Decoder, cache: Cache, parts: Sequence[Sequence[int]], padding: Side, last: bool = False) -> Tensor:
+def _feed(model: CausalLM, cache: Cache, parts: Sequence[Sequence[int]], padding: Side, last: bool = False) -> Tensor:
     """Run one pass with ``parts[b]`` new for row b; return logits [B, T, V], or [B, V] with ``last``."""
     positions = cache.reserve([len(part) for part in parts], padding)
     tokens = pad(parts, 0, padding, positions.device)  # [B, T]; id 0 where there is padding
@@ -230,7 +230,7 @@ def _passes(sequences: Sequence[Sequence[int]], chunk: int | None) -> Iterator[l
         yield [one[start : start + (chunk or width)] for one in sequences]
 
 
-def _checked(model: Decoder, tokens: Sequence[int]) -> Sequence[int]:
+def _checked(model: CausalLM, tokens: Sequence[int]) -> Sequence[int]:
     """Return ``tokens`` if the model can take them; raise InputError otherwise."""
     config = model.config
     if not 1 <= len(tokens) <= config.max_position_embeddings:

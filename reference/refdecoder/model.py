@@ -1,4 +1,4 @@
-"""A llama decoder: token ids and positions in, logits out.
+"""A llama decoder: token ids and positions in, logits out; and what decoders of every family share.
 
 Dimensions: B rows, T new tokens, S cache slots, H_q query heads, H_kv key and value heads, G = H_q / H_kv query heads
 a KV head, D dimensions a head, V ids. Modules carry the names of the tensors in a Hugging Face checkpoint.
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .cache import Cache
-from .config import DecoderConfig
+from .config import Config, DecoderConfig
 from .errors import InputError
 from .rope import cos_sin, rotate, wide
 
@@ -22,6 +22,7 @@ ATTENTION_FORMS = ("eager", "sdpa")
 ACTIVATION: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
     "gelu": F.gelu,
+    "gelu_new": partial(F.gelu, approximate="tanh"),  # two names of one function
     "gelu_pytorch_tanh": partial(F.gelu, approximate="tanh"),
     "relu": F.relu,
 }
@@ -42,33 +43,27 @@ class RMSNorm(nn.Module):
         return (y * self.weight).to(x.dtype)
 
 
-class Attention(nn.Module):
-    """Causal self-attention with grouped KV heads (Vaswani et al. 2017; Ainslie et al. 2023, arXiv:2305.13245).
+class CausalAttention(nn.Module):
+    """From queries, keys and values to what each token gathers (Vaswani et al. 2017; Ainslie et al. 2023, GQA).
 
     ``form`` is "eager" (written out) or "sdpa" (torch's fused operator). Both take the mask from ``visible``.
     """
 
-    def __init__(self, config: DecoderConfig, layer_index: int, form: str = "eager") -> None:
+    def __init__(self, config: Config, layer_index: int, form: str = "eager") -> None:
+        """Raise InputError if ``form`` is not one of ``ATTENTION_FORMS``."""
         super().__init__()
-        self.config, self.layer_index, self.form = config, layer_index, form
+        if form not in ATTENTION_FORMS:
+            raise InputError(f"Attention form {form!r} is not known; it may be one of: {ATTENTION_FORMS}.")
+        self.layer_index, self.form = layer_index, form
         self.scale = config.head_dim**-0.5
-        queries, keys = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
-        self.q_proj = nn.Linear(config.hidden_size, queries, bias=config.attention_bias)
-        self.k_proj = nn.Linear(config.hidden_size, keys, bias=config.attention_bias)
-        self.v_proj = nn.Linear(config.hidden_size, keys, bias=config.attention_bias)
-        self.o_proj = nn.Linear(queries, config.hidden_size, bias=config.attention_bias)
 
-    def forward(self, x: Tensor, positions: Tensor, cos: Tensor, sin: Tensor, cache: Cache) -> Tensor:
-        """Return what each token gathers, [B, T, hidden_size]; the new keys and values enter the cache."""
-        D = self.config.head_dim
-        q = rotate(self.q_proj(x).unflatten(-1, (-1, D)), cos, sin)  # [B, T, H_q, D]
-        k = rotate(self.k_proj(x).unflatten(-1, (-1, D)), cos, sin)  # [B, T, H_kv, D]
-        v = self.v_proj(x).unflatten(-1, (-1, D))  # [B, T, H_kv, D]
+    def gather(self, q: Tensor, k: Tensor, v: Tensor, positions: Tensor, cache: Cache) -> Tensor:
+        """Return the mixed values [B, T, H_q * D]; k and v [B, T, H_kv, D] enter the cache, q is [B, T, H_q, D]."""
         k, v = cache.write(self.layer_index, positions, k, v)  # [B, S, H_kv, D]
         # A padding query looks as if from position 0, so that no row of the softmax is empty (and NaN).
-        visible = self.visible(positions.clamp(min=0), torch.arange(k.shape[1], device=x.device))
+        visible = self.visible(positions.clamp(min=0), torch.arange(k.shape[1], device=k.device))
         heads = self.attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), visible)  # [B, H_q, T, D]
-        return self.o_proj(heads.transpose(1, 2).flatten(2))  # [B, T, H_q * D] to [B, T, hidden_size]
+        return heads.transpose(1, 2).flatten(2)  # [B, T, H_q * D]
 
     def visible(self, positions: Tensor, slots: Tensor) -> Tensor:
         """Return which of ``slots`` [S] a query at ``positions`` [B, T] may see, as bool [B, T, S]."""
@@ -88,6 +83,32 @@ class Attention(nn.Module):
         scores = (q @ k[:, :, None].transpose(-1, -2)).to(wide(q.dtype)) * self.scale  # [B, H_kv, G, T, S]
         scores = scores.masked_fill(~visible[:, None, None], float("-inf"))
         return scores.softmax(dim=-1).to(q.dtype)
+
+
+class Attention(CausalAttention):
+    """Self-attention of a llama: rotary embedding, and query heads that share KV heads."""
+
+    def __init__(self, config: DecoderConfig, layer_index: int, form: str = "eager") -> None:
+        super().__init__(config, layer_index, form)
+        self.config = config
+        queries, keys = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
+        self.q_proj = nn.Linear(config.hidden_size, queries, bias=config.attention_bias)
+        self.k_proj = nn.Linear(config.hidden_size, keys, bias=config.attention_bias)
+        self.v_proj = nn.Linear(config.hidden_size, keys, bias=config.attention_bias)
+        self.o_proj = nn.Linear(queries, config.hidden_size, bias=config.attention_bias)
+
+    def forward(self, x: Tensor, positions: Tensor, cos: Tensor, sin: Tensor, cache: Cache) -> Tensor:
+        """Return what each token gathers, [B, T, hidden_size]; the new keys and values enter the cache."""
+        q, k, v = self.project(x, cos, sin)
+        return self.o_proj(self.gather(q, k, v, positions, cache))  # [B, T, H_q * D] to [B, T, hidden_size]
+
+    def project(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries [B, T, H_q, D], keys and values [B, T, H_kv, D]; queries and keys are turned, values not."""
+        D = self.config.head_dim
+        q = self.q_proj(x).unflatten(-1, (-1, D))  # [B, T, H_q * D] to [B, T, H_q, D]
+        k = self.k_proj(x).unflatten(-1, (-1, D))
+        v = self.v_proj(x).unflatten(-1, (-1, D))
+        return rotate(q, cos, sin), rotate(k, cos, sin), v
 
 
 class MLP(nn.Module):
@@ -121,29 +142,11 @@ class Block(nn.Module):
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
-class Decoder(nn.Module):
-    """The whole model. For inference only: no parameter asks for a gradient."""
+class CausalLM(nn.Module):
+    """What ``generate`` needs of a model of any family. For inference only: no parameter asks for a gradient."""
 
-    def __init__(
-        self, config: DecoderConfig, attention: str = "eager", attention_class: type[Attention] = Attention
-    ) -> None:
-        """Build the model with random weights; ``checkpoint.load`` builds one with those of a checkpoint.
-
-        Raises:
-            InputError: ``attention`` is not one of ``ATTENTION_FORMS``.
-        """
-        super().__init__()
-        if attention not in ATTENTION_FORMS:
-            raise InputError(f"Attention form {attention!r} is not known; it may be one of: {ATTENTION_FORMS}.")
-        self.config = config
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(
-            Block(config, attention_class(config, index, attention)) for index in range(config.num_hidden_layers)
-        )
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        if not config.tie_word_embeddings:
-            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.requires_grad_(False)
+    config: Config
+    embed_tokens: nn.Embedding
 
     def new_cache(self, rows: int, capacity: int) -> Cache:
         """Return an empty cache for ``rows`` rows of up to ``capacity`` tokens, in this model's format and place."""
@@ -159,13 +162,45 @@ class Decoder(nn.Module):
             cache: takes the new keys and values.
             last: leave out the head's work for all but the last token, as generation does.
         """
+        raise NotImplementedError
+
+
+def last_of_each(x: Tensor, positions: Tensor) -> Tensor:
+    """Return the last token's entry of each row, [B, hidden_size], for ``x`` [B, T, hidden_size]."""
+    rows = torch.arange(len(x), device=x.device)
+    return x[rows, positions.argmax(dim=1)]  # positions grow along a row
+
+
+class Decoder(CausalLM):
+    """A whole llama, or phi3."""
+
+    config: DecoderConfig
+
+    def __init__(
+        self, config: DecoderConfig, attention: str = "eager", attention_class: type[Attention] = Attention
+    ) -> None:
+        """Build the model with random weights; ``checkpoint.load`` builds one with those of a checkpoint.
+
+        Raises:
+            InputError: ``attention`` is not one of ``ATTENTION_FORMS``.
+        """
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(
+            Block(config, attention_class(config, index, attention)) for index in range(config.num_hidden_layers)
+        )
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        if not config.tie_word_embeddings:
+            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.requires_grad_(False)
+
+    def forward(self, tokens: Tensor, positions: Tensor, cache: Cache, last: bool = False) -> Tensor:
+        """Return logits [B, T, V], or [B, V]; see ``CausalLM.forward``."""
         x = self.embed_tokens(tokens)  # [B, T, hidden_size]
         cos, sin = cos_sin(positions.clamp(min=0), self.config.rope, self.config.head_dim, x.dtype)
         for block in self.layers:
             x = block(x, positions, cos, sin, cache)
-        if last:
-            rows = torch.arange(len(x), device=x.device)
-            x = x[rows, positions.argmax(dim=1)]  # [B, hidden_size]: positions grow along a row
-        x = self.norm(x)
+        x = self.norm(last_of_each(x, positions) if last else x)
         head = self.embed_tokens if self.config.tie_word_embeddings else self.lm_head
         return F.linear(x, head.weight)

@@ -47,6 +47,10 @@ class Stops:
         masked[ids] = float("-inf")
         return masked
 
+    def watch(self, detokenizer: Detokenizer | None) -> Watch:
+        """Return what follows one row; raise InputError if there are strings and no detokenizer."""
+        return Watch(self, detokenizer)
+
 
 class Detokenizer:
     """Text of a growing list of ids. The pieces join to the whole text; a character split over ids comes at once."""

@@ -1,4 +1,4 @@
-"""Tiny loud Llama checkpoints, and transformers' model made exact in float64."""
+"""Tiny loud checkpoints of llama, phi3 and gpt2, and transformers' model made exact in float64."""
 
 import json
 import math
@@ -12,6 +12,7 @@ import transformers
 from ref_common import LETTERS
 from tokenizers import Tokenizer, decoders, models
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, LlamaRotaryEmbedding
+from transformers.models.phi3.modeling_phi3 import Phi3RMSNorm, Phi3RotaryEmbedding
 
 
 @pytest.fixture(scope="session")
@@ -21,15 +22,46 @@ def save(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     def build(seed: int = 0, shard: str = "1GB", **changes: Any) -> Path:
         sizes = {"vocab_size": 37, "hidden_size": 24, "intermediate_size": 20, "num_hidden_layers": 2}
         heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 10, "max_position_embeddings": 64}
-        torch.manual_seed(seed)
-        model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**{**sizes, **heads, **changes}))
-        for name, parameter in model.named_parameters():  # loud, and neither norms nor biases at their neutral value
-            torch.nn.init.normal_(parameter.data, mean=float("norm" in name), std=0.3)
-        directory = tmp_path_factory.mktemp("llama")
-        model.save_pretrained(directory, max_shard_size=shard)
-        return directory
+        config = transformers.LlamaConfig(**{**sizes, **heads, **changes})
+        return save_loud(transformers.LlamaForCausalLM, config, tmp_path_factory.mktemp("llama"), seed, shard)
 
     return build
+
+
+@pytest.fixture(scope="session")
+def save_phi3(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Return a function that saves a random phi3, with changes to its config, and returns the directory."""
+
+    def build(seed: int = 0, shard: str = "1GB", **changes: Any) -> Path:
+        sizes = {"vocab_size": 37, "hidden_size": 24, "intermediate_size": 20, "num_hidden_layers": 2}
+        heads = {"num_attention_heads": 6, "num_key_value_heads": 2, "max_position_embeddings": 64}
+        config = transformers.Phi3Config(**{**sizes, **heads, "pad_token_id": None, "eos_token_id": None, **changes})
+        return save_loud(transformers.Phi3ForCausalLM, config, tmp_path_factory.mktemp("phi3"), seed, shard)
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def save_gpt2(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Return a function that saves a random gpt2, with changes to its config, and returns the directory."""
+
+    def build(seed: int = 0, shard: str = "1GB", **changes: Any) -> Path:
+        sizes = {"vocab_size": 37, "n_embd": 24, "n_layer": 2, "n_head": 4, "n_positions": 64, "n_inner": 20}
+        config = transformers.GPT2Config(**{**sizes, "bos_token_id": None, "eos_token_id": None, **changes})
+        return save_loud(transformers.GPT2LMHeadModel, config, tmp_path_factory.mktemp("gpt2"), seed, shard)
+
+    return build
+
+
+def save_loud(kind: Any, config: Any, directory: Path, seed: int, shard: str) -> Path:
+    """Save a random model: loud, and neither norms nor biases at their neutral value."""
+    torch.manual_seed(seed)
+    model = kind(config)
+    for name, parameter in model.named_parameters():
+        scales = "norm" in name or ("ln_" in name and name.endswith("weight"))
+        torch.nn.init.normal_(parameter.data, mean=float(scales), std=0.3)
+    model.save_pretrained(directory, max_shard_size=shard)
+    return directory
 
 
 @pytest.fixture(scope="session")
@@ -92,7 +124,9 @@ class ExactRotary(torch.nn.Module):
 
     def __init__(self, rotary: LlamaRotaryEmbedding) -> None:
         super().__init__()
-        self.frequencies = frequencies(rotary.config.rope_parameters, rotary.config.head_dim)
+        config = rotary.config
+        D = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        self.frequencies = frequencies(config.rope_parameters, D)
 
     def forward(self, x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         angle = position_ids[..., None].double() * self.frequencies
@@ -101,18 +135,18 @@ class ExactRotary(torch.nn.Module):
 
 
 @pytest.fixture(scope="session")
-def exact() -> Callable[[Path], transformers.LlamaForCausalLM]:
+def exact() -> Callable[[Path], Any]:
     """Return a function that loads transformers' model in float64, with no step left in float32."""
 
-    def load(directory: Path) -> transformers.LlamaForCausalLM:
-        model = transformers.LlamaForCausalLM.from_pretrained(
+    def load(directory: Path) -> Any:
+        model = transformers.AutoModelForCausalLM.from_pretrained(
             directory, dtype=torch.float64, attn_implementation="sdpa"
         ).eval()
         for parent in list(model.modules()):
             for name, child in list(parent.named_children()):
-                if isinstance(child, LlamaRMSNorm):
+                if isinstance(child, LlamaRMSNorm | Phi3RMSNorm):
                     setattr(parent, name, ExactNorm(child))
-                elif isinstance(child, LlamaRotaryEmbedding):
+                elif isinstance(child, LlamaRotaryEmbedding | Phi3RotaryEmbedding):
                     setattr(parent, name, ExactRotary(child))
         return model.requires_grad_(False)
 

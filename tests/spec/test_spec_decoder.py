@@ -153,7 +153,7 @@ def test_ids_out_of_range_are_refused(small: tuple[Config, dict[str, np.ndarray]
     [
         ({"model_type": "gemma"}, "model_type = 'gemma'"),
         ({"model_type": None}, "model_type = None"),
-        ({"hidden_act": "gelu"}, "hidden_act = 'gelu'"),
+        ({"hidden_act": "swish"}, "hidden_act = 'swish'"),
         ({"attention_bias": True}, "attention_bias = True"),
         ({"mlp_bias": True}, "mlp_bias = True"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),

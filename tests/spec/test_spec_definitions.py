@@ -163,5 +163,7 @@ def test_the_first_condition_ends_the_row(steps: list[tuple[int, str]], most: in
 def test_no_stop_takes_effect_too_early() -> None:
     met = met_by_string(["xEND", "a", "EN", "D"], ["END"])
     assert [finish(met, 9, least) for least in range(5)] == [(1, "stop")] + [(4, "stop")] * 3 + [(9, "length")]
-    assert cut("one STOP two END", ["END", "STOP", "never"]) == "one "
-    assert cut("nothing here", ["END"]) == "nothing here"
+    assert cut(["one ST", "OP two END"], ["END", "STOP", "never"]) == "one "
+    assert cut(["one STOP", " two E", "ND"], ["STOP", "END"]) == "one STOP two "
+    assert cut(["nothing", " here"], ["END"]) == "nothing here"
+    assert cut([], ["END"]) == ""

@@ -1,4 +1,4 @@
-"""The llama checkpoint on disk: its shape, its tensors, and the files that engines load.
+"""The checkpoint on disk: its shape, its tensors by family, and the files that engines load.
 
 Weights lie on a grid that bfloat16 and float16 hold exactly, so that an engine of either format computes the very
 function that the oracle computes.
@@ -7,11 +7,11 @@ function that the oracle computes.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import ml_dtypes
 import numpy as np
@@ -25,7 +25,7 @@ SMALLEST = 2.0**-17  # below it a bfloat16 number is no longer exact in float16
 
 @dataclass(frozen=True)
 class Shape:
-    """The sizes of a llama decoder. Field names are those of config.json."""
+    """The sizes of a llama decoder. Field names are those of its config.json."""
 
     hidden_size: int = 64
     num_hidden_layers: int = 2
@@ -39,11 +39,14 @@ class Shape:
     rms_norm_eps: float = 1e-5
     tie_word_embeddings: bool = False
 
+    family: ClassVar[str] = "llama"
+    """``model_type`` of config.json."""
+
     def config(self) -> dict[str, Any]:
         """config.json, with the rope parameters in the current and in the older spelling."""
         return {
             "architectures": ["LlamaForCausalLM"],
-            "model_type": "llama",
+            "model_type": self.family,
             "hidden_act": "silu",
             "attention_bias": False,
             "mlp_bias": False,
@@ -82,6 +85,89 @@ class Shape:
         return found
 
 
+class Phi3Shape(Shape):
+    """The sizes of a phi3 decoder: a llama whose projections of one input are stored as one matrix."""
+
+    family = "phi3"
+
+    def config(self) -> dict[str, Any]:
+        """config.json; the fields are llama's, and those whose default is an id of another vocabulary are null."""
+        own = {"architectures": ["Phi3ForCausalLM"], "sliding_window": None}
+        return super().config() | own | {"original_max_position_embeddings": self.max_position_embeddings}
+
+    def tensors(self) -> dict[str, tuple[int, ...]]:
+        """Name and shape of every tensor; a projection is [out, in], queries before keys before values."""
+        queries, keys = self.num_attention_heads * self.head_dim, self.num_key_value_heads * self.head_dim
+        found: dict[str, tuple[int, ...]] = {}
+        for name, shape in super().tensors().items():
+            if "q_proj" in name:
+                found[name.replace("q_proj", "qkv_proj")] = (queries + 2 * keys, self.hidden_size)
+            elif "gate_proj" in name:
+                found[name.replace("gate_proj", "gate_up_proj")] = (2 * self.intermediate_size, self.hidden_size)
+            elif not any(part in name for part in ("k_proj", "v_proj", "up_proj")):
+                found[name] = shape
+        return found
+
+
+class GPT2Shape(Shape):
+    """The sizes of a gpt2 decoder: D = hidden_size / H, H_kv = H, and the head is the embedding."""
+
+    family = "gpt2"
+
+    def __post_init__(self) -> None:
+        heads, width = self.num_attention_heads, self.head_dim
+        if heads * width != self.hidden_size or self.num_key_value_heads != heads or not self.tie_word_embeddings:
+            raise ValueError(f"gpt2 needs H·D = hidden_size, H_kv = H and a tied head; got {self}.")
+
+    def config(self) -> dict[str, Any]:
+        """config.json. Dropout is 0, for engines that would train."""
+        return {
+            "architectures": ["GPT2LMHeadModel"],
+            "model_type": self.family,
+            "vocab_size": self.vocab_size,
+            "n_embd": self.hidden_size,
+            "n_layer": self.num_hidden_layers,
+            "n_head": self.num_attention_heads,
+            "n_positions": self.max_position_embeddings,
+            "n_ctx": self.max_position_embeddings,
+            "n_inner": self.intermediate_size,
+            "activation_function": "gelu_new",
+            "layer_norm_epsilon": self.rms_norm_eps,
+            "scale_attn_weights": True,
+            "tie_word_embeddings": True,
+            "attn_pdrop": 0.0,
+            "embd_pdrop": 0.0,
+            "resid_pdrop": 0.0,
+            "dtype": "float32",
+            "torch_dtype": "float32",
+            "bos_token_id": None,
+            "eos_token_id": None,
+            "pad_token_id": None,
+            "use_cache": True,
+        }
+
+    def tensors(self) -> dict[str, tuple[int, ...]]:
+        """Name and shape of every tensor; a projection is [in, out]."""
+        hidden, inner = self.hidden_size, self.intermediate_size
+        layer = {
+            "ln_1": (hidden,),
+            "attn.c_attn": (hidden, 3 * hidden),
+            "attn.c_proj": (hidden, hidden),
+            "ln_2": (hidden,),
+            "mlp.c_fc": (hidden, inner),
+            "mlp.c_proj": (inner, hidden),
+        }
+        found: dict[str, tuple[int, ...]] = {
+            "transformer.wte.weight": (self.vocab_size, hidden),
+            "transformer.wpe.weight": (self.max_position_embeddings, hidden),
+        }
+        for number in range(self.num_hidden_layers):
+            for name, shape in layer.items():
+                found[f"transformer.h.{number}.{name}.weight"] = shape
+                found[f"transformer.h.{number}.{name}.bias"] = shape[-1:]
+        return found | {"transformer.ln_f.weight": (hidden,), "transformer.ln_f.bias": (hidden,)}
+
+
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
     """A named decoder: its config.json and its tensors, ready to be written."""
@@ -91,6 +177,8 @@ class Checkpoint:
     weights: Mapping[str, Array]
     recipe: Mapping[str, Any] = field(default_factory=dict)
     """What makes this checkpoint again; kept with counterexamples."""
+    files: Mapping[str, Mapping[str, Any] | None] = field(default_factory=dict)
+    """By name of a JSON file: what it holds besides, or instead of, the usual; None leaves the file out."""
 
     @cached_property
     def vocab_size(self) -> int:
@@ -100,20 +188,26 @@ class Checkpoint:
         """Write config.json, generation_config.json, tokenizer files and model.safetensors; return the directory."""
         directory.mkdir(parents=True, exist_ok=True)
         special = {name: self.config.get(name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-        _write_json(directory / "config.json", self.config)
-        _write_json(directory / "generation_config.json", special)
-        _write_json(directory / "tokenizer.json", tokenizer(self.vocab_size))
-        _write_json(
-            directory / "tokenizer_config.json",
-            {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False},
-        )
+        usual: dict[str, Mapping[str, Any]] = {
+            "config.json": self.config,
+            "generation_config.json": special,
+            "tokenizer.json": tokenizer([character(token) for token in range(self.vocab_size)]),
+            "tokenizer_config.json": {
+                "tokenizer_class": "PreTrainedTokenizerFast",
+                "clean_up_tokenization_spaces": False,
+            },
+        }
+        for name, content in usual.items():
+            change = self.files.get(name, {})
+            if change is not None:
+                _write_json(directory / name, {**content, **change})
         weights = {name: np.ascontiguousarray(value, dtype=np.float32) for name, value in self.weights.items()}
         save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
         return directory
 
 
-def tokenizer(vocab_size: int) -> dict[str, Any]:
-    """tokenizer.json in which every id is one printable character and nothing merges."""
+def tokenizer(pieces: Sequence[str]) -> dict[str, Any]:
+    """tokenizer.json in which ``pieces[id]`` is the text of an id and nothing merges; no two may be equal."""
     return {
         "version": "1.0",
         "truncation": None,
@@ -132,7 +226,7 @@ def tokenizer(vocab_size: int) -> dict[str, Any]:
             "fuse_unk": False,
             "byte_fallback": False,
             "ignore_merges": False,
-            "vocab": {character(token): token for token in range(vocab_size)},
+            "vocab": {piece: token for token, piece in enumerate(pieces)},
             "merges": [],
         },
     }

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 
 from lmconform.adapter import Array
-from lmconform.checkpoints.layout import Checkpoint, Shape, on_grid
+from lmconform.checkpoints.layout import Checkpoint, GPT2Shape, Phi3Shape, Shape, on_grid
 
 Volume = Literal["loud", "quiet"]
 
@@ -21,14 +21,20 @@ Volume = Literal["loud", "quiet"]
 def random_checkpoint(shape: Shape, volume: Volume, seed: int) -> Checkpoint:
     """Draw all tensors of ``shape`` from ``seed``."""
     generator = np.random.default_rng([seed, volume == "quiet"])
-    weights = {name: on_grid(_draw(generator, name, size, volume)) for name, size in shape.tensors().items()}
-    name = f"{volume}-{label(shape)}"
-    return Checkpoint(name, shape.config(), weights, {"kind": "random", "volume": volume, "seed": seed, **vars(shape)})
+    if isinstance(shape, GPT2Shape):
+        drawn = {name: _draw_gpt2(generator, name, size, volume) for name, size in shape.tensors().items()}
+    else:
+        drawn = {name: _draw(generator, name, size, volume) for name, size in Shape.tensors(shape).items()}
+        drawn = _fused(drawn) if isinstance(shape, Phi3Shape) else drawn
+    weights = {name: on_grid(value) for name, value in drawn.items()}
+    recipe = {"kind": "random", "volume": volume, "seed": seed, "family": shape.family, **vars(shape)}
+    return Checkpoint(f"{volume}-{label(shape)}", shape.config(), weights, recipe)
 
 
 def label(shape: Shape) -> str:
-    """A short name such as ``h6kv2d16v61``: query heads, KV heads, head dimension, vocabulary."""
-    return f"h{shape.num_attention_heads}kv{shape.num_key_value_heads}d{shape.head_dim}v{shape.vocab_size}"
+    """A short name such as ``h6kv2d16v61``: query heads, KV heads, head dimension, vocabulary; before it the family."""
+    sizes = f"h{shape.num_attention_heads}kv{shape.num_key_value_heads}d{shape.head_dim}v{shape.vocab_size}"
+    return sizes if shape.family == "llama" else f"{shape.family}-{sizes}"
 
 
 def _draw(generator: np.random.Generator, name: str, size: tuple[int, ...], volume: Volume) -> Array:
@@ -41,12 +47,52 @@ def _deviation(name: str, inputs: int, volume: Volume) -> float:
     """Standard deviation of a matrix whose rows have ``inputs`` columns."""
     kind = name.removesuffix(".weight").rsplit(".", 1)[-1]
     if kind == "embed_tokens":
-        return 1.0 if volume == "loud" else 0.01
+        return EMBEDDING[volume]
     gain = {"q_proj": 1.4, "k_proj": 1.4, "lm_head": 2.5}.get(kind, 1.0)
     if volume == "quiet" and kind in ("o_proj", "down_proj"):
         gain = 0.01  # what a sublayer adds is as small as the stream
     return gain / sqrt(inputs)
 
+
+FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
+"""phi3's matrices, and llama's whose rows they hold, one below the other."""
+
+
+def _fused(weights: dict[str, Array]) -> dict[str, Array]:
+    """The tensors of a llama as those of a phi3."""
+    found = {}
+    for name, value in weights.items():
+        stem, _, kind = name.removesuffix(".weight").rpartition(".")
+        whole = next((whole for whole, parts in FUSED.items() if kind in parts), None)
+        if whole is None:
+            found[name] = value
+        else:
+            rows = [weights[f"{stem}.{part}.weight"] for part in FUSED[whole]]
+            found[f"{stem}.{whole}.weight"] = np.concatenate(rows)
+    return found
+
+
+def _draw_gpt2(generator: np.random.Generator, name: str, size: tuple[int, ...], volume: Volume) -> Array:
+    """One tensor of a gpt2; every bias is of the size of what it is added to, so that none can be left out unseen."""
+    stem, _, part = name.rpartition(".")
+    kind = stem.rsplit(".", 1)[-1]
+    gain = 0.01 if volume == "quiet" and kind == "c_proj" else 1.0
+    if kind in ("wte", "wpe"):  # the same size, so that a position counts as much as a token
+        return generator.standard_normal(size) * EMBEDDING[volume]
+    if kind == "ln_f":  # the head is the embedding; its scores spread by 2.5 at either volume
+        gain = 2.5 / sqrt(size[0]) / EMBEDDING[volume]
+    if part == "bias":
+        return generator.standard_normal(size) * 0.3 * gain
+    if len(size) == 1:  # a norm's weight
+        return gain * (1 + generator.uniform(-0.5, 0.5, size))
+    columns = np.full(size[1], 2.0 if kind == "c_fc" else gain)  # [out]; c_fc reaches where the forms of GELU differ
+    if kind == "c_attn":
+        columns[: 2 * size[0]] = 1.4  # queries and keys
+    return generator.standard_normal(size) * columns / sqrt(size[0])
+
+
+EMBEDDING: dict[Volume, float] = {"loud": 1.0, "quiet": 0.01}
+"""Standard deviation of embeddings."""
 
 SHAPES: tuple[Shape, ...] = (
     # Heads, KV heads and group all differ; head_dim is not hidden/heads; odd vocabularies; three layers once.
@@ -60,3 +106,18 @@ SHAPES: tuple[Shape, ...] = (
     Shape(hidden_size=256, num_attention_heads=4, num_key_value_heads=2, head_dim=64, vocab_size=288),
 )
 """Adversarial shapes, most telling first. One for which the engine's ``accepts`` gives a reason is passed over."""
+
+FAMILIES: tuple[Shape, ...] = (
+    GPT2Shape(
+        hidden_size=60,
+        num_attention_heads=5,
+        num_key_value_heads=5,
+        head_dim=12,
+        intermediate_size=88,
+        vocab_size=83,
+        max_position_embeddings=192,
+        tie_word_embeddings=True,
+    ),
+    Phi3Shape(hidden_size=48, num_attention_heads=6, num_key_value_heads=2, head_dim=8, vocab_size=73),
+)
+"""One shape of each other family."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
+from math import erf, pi, sqrt
 
 import ml_dtypes
 import numpy as np
@@ -82,7 +83,7 @@ class Arithmetic:
     split: bool = False
     """Sum products and softmax in two parts, the later part first; RoPE angles by repeated multiplication."""
     narrow_softmax: bool = False
-    """Round between the steps of a softmax."""
+    """Round between the steps of a softmax, and of a GELU by tanh."""
     weight_last: bool = False
     """A norm rounds before it multiplies by its weight."""
 
@@ -108,6 +109,27 @@ class Arithmetic:
         """RMSNorm over the last axis; statistics in the working format."""
         scaled = x / np.sqrt((x * x).mean(-1, keepdims=True) + self.working(eps))
         return self.store(self.store(scaled) * weight) if self.weight_last else self.store(scaled * weight)
+
+    def layer_norm(self, x: Array, weight: Array, bias: Array, eps: float) -> Array:
+        """LayerNorm over the last axis; statistics in the working format."""
+        centred = x - x.mean(-1, keepdims=True)
+        scaled = centred / np.sqrt((centred * centred).mean(-1, keepdims=True) + self.working(eps))
+        return self.store((self.store(scaled * weight) if self.weight_last else scaled * weight) + bias)
+
+    def activate(self, name: str, x: Array) -> Array:
+        """The activation that config.json calls ``name``, rounded once or, for a GELU by tanh, maybe step by step."""
+        if name == "relu":
+            return np.maximum(x, 0)
+        with np.errstate(over="ignore"):  # exp and cubes of large entries, whose limits are right
+            if name == "silu":
+                return self.store(x / (1 + np.exp(-x)))
+            if name == "gelu":
+                normal = np.vectorize(erf, otypes=[float])(x / sqrt(2)).astype(x.dtype)
+                return self.store(x * (1 + normal) / 2)
+            step = self.store if self.narrow_softmax else lambda result: result
+            inner = step(step(step(x**3) * self.working(0.044715)) + x)
+            tanh = step(np.tanh(step(inner * self.working(sqrt(2 / pi)))))
+            return self.store(x / 2 * step(1 + tanh))
 
 
 def variants(precision: Precision) -> list[Arithmetic]:

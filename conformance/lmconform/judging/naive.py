@@ -1,59 +1,85 @@
-"""A naive llama decoder in any ``Arithmetic``: what right engines may return, errors and all.
+"""Naive decoders in any ``Arithmetic``: what right engines may return, errors and all.
 
-It shares no code with the spec's oracle or with the reference: what is judged must not set its own budget.
+They share no code with the spec's oracle or with the reference: what is judged must not set its own budget.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from lmconform.adapter import Array
 from lmconform.judging.arithmetic import Arithmetic
 from lmconform.spec.decoder import Config
+from lmconform.spec.families import GPT2Config
 from lmconform.spec.rope import rope_frequencies
 
+Tensor = Callable[[str], Array]
+"""Gives a tensor of the checkpoint by its name, in the working format."""
 
-def decode(config: Config, weights: Mapping[str, Array], tokens: Sequence[int], how: Arithmetic) -> Array:
+
+def decode(config: Config | GPT2Config, weights: Mapping[str, Array], tokens: Sequence[int], how: Arithmetic) -> Array:
     """Scores [T, V] of one sequence in one pass, widened to float64."""
 
     def tensor(name: str) -> Array:
-        return np.asarray(weights[name + ".weight"], how.working)
+        return np.asarray(weights[name], how.working)
 
+    one_pass = _gpt2 if isinstance(config, GPT2Config) else _llama
+    return how.scores(one_pass(config, tensor, list(tokens), how)).astype(np.float64)
+
+
+def _llama(config: Config, tensor: Tensor, tokens: list[int], how: Arithmetic) -> Array:
+    """Scores [T, V] of a llama or phi3 decoder."""
     eps = config.rms_norm_eps
     turn = _rotations(config, len(tokens), how)
-    stream = how.store(tensor("model.embed_tokens")[list(tokens)])  # [T, hidden]
+    stream = how.store(tensor("model.embed_tokens.weight")[tokens])  # [T, hidden]
     for layer in range(config.num_hidden_layers):
         stem = f"model.layers.{layer}."
-        x = how.norm(stream, tensor(stem + "input_layernorm"), eps)
-        own = {name: tensor(f"{stem}self_attn.{name}_proj") for name in "qkvo"}
-        mixed = _attention(config, own, x, turn, how)
-        stream = how.store(stream + mixed)
-        x = how.norm(stream, tensor(stem + "post_attention_layernorm"), eps)
-        gate = how.matmul(x, tensor(stem + "mlp.gate_proj").T)
-        up = how.matmul(x, tensor(stem + "mlp.up_proj").T)
-        inner = how.store(how.store(gate / (1 + np.exp(-gate))) * up)
-        stream = how.store(stream + how.matmul(inner, tensor(stem + "mlp.down_proj").T))
-    x = how.norm(stream, tensor("model.norm"), eps)
-    head = tensor("model.embed_tokens" if config.tie_word_embeddings else "lm_head")
-    return how.scores(how.matmul(x, head.T)).astype(np.float64)
+        x = how.norm(stream, tensor(stem + "input_layernorm.weight"), eps)
+        q, k, v = _queries_keys_values(config, tensor, stem + "self_attn.", x, how)  # [H, T, D] each
+        mixed = _attention(_rotate(q, turn, how), _rotate(k, turn, how), v, how)
+        stream = how.store(stream + how.matmul(mixed, tensor(stem + "self_attn.o_proj.weight").T))
+        x = how.norm(stream, tensor(stem + "post_attention_layernorm.weight"), eps)
+        gate, up = _gate_up(config, tensor, stem + "mlp.", x, how)
+        inner = how.store(how.activate(config.hidden_act, gate) * up)
+        stream = how.store(stream + how.matmul(inner, tensor(stem + "mlp.down_proj.weight").T))
+    x = how.norm(stream, tensor("model.norm.weight"), eps)
+    head = tensor("model.embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight")
+    return how.matmul(x, head.T)
 
 
-def _attention(config: Config, own: Mapping[str, Array], x: Array, turn: tuple[Array, Array], how: Arithmetic) -> Array:
+def _queries_keys_values(
+    config: Config, tensor: Tensor, stem: str, x: Array, how: Arithmetic
+) -> tuple[Array, Array, Array]:
+    """[H_q, T, D], and twice [H_kv, T, D]."""
     heads, kv_heads, width = config.num_attention_heads, config.num_key_value_heads, config.head_dim
-    length = len(x)
-    q = how.matmul(x, own["q"].T).reshape(length, heads, width).swapaxes(0, 1)  # [H_q, T, D]
-    k = how.matmul(x, own["k"].T).reshape(length, kv_heads, width).swapaxes(0, 1)  # [H_kv, T, D]
-    v = how.matmul(x, own["v"].T).reshape(length, kv_heads, width).swapaxes(0, 1)
-    q, k, v = _rotate(q, turn, how), how.cache(_rotate(k, turn, how)), how.cache(v)
-    group = heads // kv_heads
-    k, v = np.repeat(k, group, axis=0), np.repeat(v, group, axis=0)  # [H_q, T, D]
+    if config.fused:
+        rows = how.matmul(x, tensor(stem + "qkv_proj.weight").T).reshape(len(x), -1, width).swapaxes(0, 1)
+        return rows[:heads], rows[heads : heads + kv_heads], rows[heads + kv_heads :]
+    q, k, v = (
+        how.matmul(x, tensor(f"{stem}{name}_proj.weight").T).reshape(len(x), -1, width).swapaxes(0, 1) for name in "qkv"
+    )
+    return q, k, v
+
+
+def _gate_up(config: Config, tensor: Tensor, stem: str, x: Array, how: Arithmetic) -> tuple[Array, Array]:
+    """[T, intermediate] each."""
+    if config.fused:
+        both = how.matmul(x, tensor(stem + "gate_up_proj.weight").T)
+        return both[:, : config.intermediate_size], both[:, config.intermediate_size :]
+    return how.matmul(x, tensor(stem + "gate_proj.weight").T), how.matmul(x, tensor(stem + "up_proj.weight").T)
+
+
+def _attention(q: Array, k: Array, v: Array, how: Arithmetic) -> Array:
+    """Mixed values [T, H_q·D] for q [H_q, T, D], and for k and v [H_kv, T, D] before they are cached."""
+    length, width = q.shape[1:]
+    group = len(q) // len(k)
+    k, v = np.repeat(how.cache(k), group, axis=0), np.repeat(how.cache(v), group, axis=0)  # [H_q, T, D]
     scores = how.store(how.matmul(q, k.swapaxes(1, 2)) * how.working(width**-0.5))  # [H_q, T, T]
     hidden = np.triu(np.ones((length, length), bool), 1)
     weights = how.softmax(np.where(hidden, -np.inf, scores))
-    mixed = how.matmul(weights, v).swapaxes(0, 1).reshape(length, heads * width)  # [T, H_q·D]
-    return how.matmul(mixed, own["o"].T)
+    return how.matmul(weights, v).swapaxes(0, 1).reshape(length, -1)  # [H_q, T, D] -> [T, H_q·D]
 
 
 def _rotations(config: Config, length: int, how: Arithmetic) -> tuple[Array, Array]:
@@ -71,3 +97,24 @@ def _rotate(x: Array, turn: tuple[Array, Array], how: Arithmetic) -> Array:
     cos, sin = turn
     first, second = np.split(x, 2, axis=-1)
     return how.store(np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1))
+
+
+def _gpt2(config: GPT2Config, tensor: Tensor, tokens: list[int], how: Arithmetic) -> Array:
+    """Scores [T, V] of a gpt2 decoder, whose matrices are [in, out]."""
+    length = len(tokens)
+
+    def linear(x: Array, name: str) -> Array:
+        return how.store(how.matmul(x, tensor(f"{name}.weight")) + tensor(f"{name}.bias"))
+
+    def norm(x: Array, name: str) -> Array:
+        return how.layer_norm(x, tensor(f"{name}.weight"), tensor(f"{name}.bias"), config.layer_norm_epsilon)
+
+    stream = how.store(tensor("transformer.wte.weight")[tokens] + tensor("transformer.wpe.weight")[:length])
+    for layer in range(config.n_layer):
+        stem = f"transformer.h.{layer}."
+        fused = linear(norm(stream, stem + "ln_1"), stem + "attn.c_attn")  # [T, 3·hidden]
+        q, k, v = (part.reshape(length, config.n_head, -1).swapaxes(0, 1) for part in np.split(fused, 3, axis=1))
+        stream = how.store(stream + linear(_attention(q, k, v, how), stem + "attn.c_proj"))
+        inner = how.activate(config.activation_function, linear(norm(stream, stem + "ln_2"), stem + "mlp.c_fc"))
+        stream = how.store(stream + linear(inner, stem + "mlp.c_proj"))
+    return how.matmul(norm(stream, "transformer.ln_f"), tensor("transformer.wte.weight").T)

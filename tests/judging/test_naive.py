@@ -1,0 +1,37 @@
+"""The naive decoders compute what the oracle computes, in every family and with every activation."""
+
+import numpy as np
+import pytest
+
+from lmconform.adapter import Precision
+from lmconform.checkpoints.random import FAMILIES, SHAPES, random_checkpoint
+from lmconform.judging.arithmetic import NAIVE_VARIANTS, variants
+from lmconform.judging.naive import decode
+from lmconform.spec.decoder import decoder, read_config
+from lmconform.spec.families import GPT2_ACTIVATIONS
+from lmconform.spec.pre_norm_residual import ACTIVATIONS
+
+TOKENS = tuple(range(30, 3, -1))
+EXACT = Precision("float64", "float64", "float64", "float64", "float64")
+
+
+ACTIVE = [(shape, "hidden_act", name) for shape in (SHAPES[0], FAMILIES[1]) for name in ACTIVATIONS]
+ACTIVE += [(FAMILIES[0], "activation_function", name) for name in GPT2_ACTIVATIONS]
+
+
+@pytest.mark.parametrize(("shape", "field", "activation"), ACTIVE, ids=[f"{s.family}-{name}" for s, _, name in ACTIVE])
+def test_naive_decoders_compute_what_the_oracle_does(shape, field, activation) -> None:
+    checkpoint = random_checkpoint(shape, "loud", 3)
+    config = read_config({**checkpoint.config, field: activation})
+    weights = {name: np.asarray(value, np.float64) for name, value in checkpoint.weights.items()}
+    wanted = decoder(config, weights, TOKENS)
+    for how in variants(EXACT)[:NAIVE_VARIANTS]:
+        assert np.allclose(decode(config, weights, TOKENS, how), wanted, rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("activation", ["silu", "gelu", "gelu_new", "relu"])
+def test_activations_survive_the_range_of_float16(activation) -> None:
+    narrow = variants(Precision("float16", "float16", "float16", "float16"))
+    x = np.array([-300.0, -20.0, 0.0, 20.0, 300.0], np.float32)
+    got = np.array([how.activate(activation, x) for how in narrow[:NAIVE_VARIANTS]])
+    assert np.abs(got - np.maximum(x, 0)).max() < 1e-3
