@@ -9,15 +9,16 @@ This module imports the standard library and NumPy alone, so that it runs in the
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 
 DType = Literal["float64", "float32", "tf32", "bfloat16", "float16", "fp8_e4m3", "fp8_e5m2", "q8_0", "int8"]
 Array = np.ndarray
+Mask = Literal["none", "causal", "given"]
 
 
 class NotOffered(Exception):
@@ -89,13 +90,26 @@ class Choices:
     temperature_zero: Literal["greedy", "refused", "unspecified"] = "unspecified"
     """What ``temperature=0`` does."""
     stop_token: Literal["returned", "dropped", "unspecified"] = "unspecified"
-    """Whether ``Completion.tokens`` ends with the stop id that ended it."""
+    """Whether ``Completion.tokens`` ends with the stop id, or the stop sequence, that ended the row. The tokens that
+    complete a stop string are always returned."""
     stop_text: Literal["returned", "dropped", "unspecified"] = "unspecified"
-    """Whether ``Completion.text`` holds the stop string that ended it."""
+    """Whether ``Completion.text`` holds the stop string, or the text of the stop id, that ended the row. The text of a
+    stop sequence is there if its tokens are returned."""
+    eos_files: tuple[str, ...] | None = None
+    """Files of the checkpoint in which ``load`` looks for EOS ids, first the one that wins: "generation_config.json",
+    "config.json", "tokenizer_config.json". The first that names any counts; later ones may count as well. None is
+    unspecified."""
+    zero_tokens: Literal["empty", "refused", "unspecified"] = "unspecified"
+    """``max_new_tokens=0`` gives no token (empty), or is refused."""
     min_tokens: Literal["mask", "ignore", "unspecified"] = "unspecified"
-    """Before ``min_new_tokens`` a stop id cannot be drawn (mask), or is drawn and does not stop (ignore)."""
-    context_limit: Literal["refused", "stops", "unspecified"] = "unspecified"
-    """Past ``Model.max_length`` the request is refused, or the row ends with reason ``length``."""
+    """Among the first ``min_new_tokens`` tokens a stop id cannot be drawn (mask), or is drawn and does not stop
+    (ignore)."""
+    long_prompt: Literal["refused", "empty", "unspecified"] = "unspecified"
+    """A prompt of more than ``Model.max_length`` tokens is refused, or comes back with no new tokens and reason
+    ``length``. ``score`` and ``extend`` can only refuse it."""
+    long_continuation: Literal["refused", "stops", "unspecified"] = "unspecified"
+    """A request whose prompt fits, and whose ``max_new_tokens`` lead past ``Model.max_length``, is refused, or ends
+    there with reason ``length``."""
     empty_prompt: Literal["refused", "empty", "unspecified"] = "unspecified"
     """``score([])`` is refused, or gives an array of no rows."""
     batch_invariant: bool = False
@@ -112,9 +126,9 @@ class Request:
     prompt: tuple[int, ...]
     """Token ids, at least one. Nothing may be added to them."""
     max_new_tokens: int = 16
-    """At most this many new tokens."""
+    """At most this many new tokens. A stop id counts as one, also where it is not returned."""
     min_new_tokens: int = 0
-    """No stop takes effect before this many new tokens."""
+    """No stop takes effect among the first so many new tokens; with the next one, it does."""
     temperature: float | None = None
     """None is greedy decoding; otherwise scores are divided by it before drawing."""
     top_k: int | None = None
@@ -126,11 +140,13 @@ class Request:
     seed: int | None = None
     """Seed of this request's draws; None leaves the choice to the engine."""
     stop_ids: tuple[int, ...] = ()
-    """Ids that end the row. They replace the checkpoint's EOS ids; empty means that no id stops."""
+    """Ids that end the row. Empty, and without ``eos``, no id does."""
+    eos: bool = False
+    """The checkpoint's own EOS ids end the row too. Off, they are ids like any other."""
     stop_strings: tuple[str, ...] = ()
-    """Strings whose first appearance in the new text ends the row."""
+    """Strings whose appearance in the new text ends the row, with the token that completes the first of them."""
     stop_sequences: tuple[tuple[int, ...], ...] = ()
-    """Sequences of ids whose appearance at the end of the new tokens ends the row."""
+    """Sequences of ids; the row ends when its newest tokens are one of them."""
     n: int = 1
     """Independent completions of this prompt."""
     logprobs: int | None = None
@@ -150,11 +166,12 @@ class Completion:
     """What one request produced."""
 
     tokens: tuple[int, ...]
-    """The new token ids, without the prompt."""
+    """The new token ids, without the prompt; with or without the stop that ended the row, see ``Choices``."""
     finish_reason: Literal["stop", "length", "unspecified"] = "unspecified"
     """Why the row ended: a stop id, string or sequence; the length limit; or the engine does not say."""
     text: str | None = None
-    """The new text; None where the engine has no tokenizer."""
+    """The new text, with or without the stop that ended the row, see ``Choices``; None where the engine has no
+    tokenizer."""
     logprobs: tuple[Mapping[int, float], ...] | None = None
     """A step: id to natural-log probability. None where it was not asked for."""
     pieces: tuple[tuple[int, ...], ...] | None = None
@@ -167,11 +184,82 @@ class Completion:
         object.__setattr__(self, "tokens", tuple(self.tokens))
 
 
+@dataclass(frozen=True)
+class Operator:
+    """One kernel of a library, under a name of its own: a variant, a tile size, a backend.
+
+    Arrays come in as float32, with values that float16 and bfloat16 hold exactly, and go out in any floating format.
+    What a kernel declines for its shape or its mask it refuses by raising ``Refused``; what is declared here is not
+    asked in the first place.
+    """
+
+    kind: ClassVar[str]
+    run: Callable[..., Array]
+
+    def __post_init__(self) -> None:
+        _check_literals(self)
+
+
+@dataclass(frozen=True)
+class AttentionOperator(Operator):
+    """Softmax attention of one sequence, with scores divided by the root of D.
+
+    ``run(q, k, v, causal, visible)``: q [H_q, n, D], k and v [H_kv, m, D] give [H_q, n, D], where m >= n and H_kv
+    divides H_q. ``causal``: the last query stands at the last key and sees all, each earlier one a key less.
+    ``visible``, where it is not None: bool [n, m], true where a query may see a key.
+    """
+
+    kind: ClassVar[str] = "attention"
+    masks: tuple[Mask, ...] = ("none", "causal")
+    """Which it takes: none at all, causal, or a given array ``visible``."""
+    grouped: bool = True
+    """Whether H_kv may be less than H_q."""
+    head_dims: tuple[int, ...] | None = None
+    """Head dimensions D that it takes; None for any multiple of 16."""
+    max_queries: int | None = None
+    """Most queries of a call: 1 for a decode kernel; None where there is no limit."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "masks", tuple(self.masks))
+        if odd := set(self.masks) - set(get_args(Mask)):
+            raise ValueError(f"AttentionOperator.masks holds {odd}; it may hold: {', '.join(get_args(Mask))}.")
+
+
+@dataclass(frozen=True)
+class RopeOperator(Operator):
+    """Rotary position embedding. ``run(x, positions, base)``: x [H, T, D] and int positions [T] give [H, T, D]."""
+
+    kind: ClassVar[str] = "rope"
+    layout: Literal["half-split", "interleaved"] = "half-split"
+    """Which entries form a pair: i and i + D/2, or neighbours."""
+    head_dims: tuple[int, ...] | None = None
+    """Head dimensions D that it takes; None for any multiple of 16."""
+
+
+@dataclass(frozen=True)
+class RMSNormOperator(Operator):
+    """RMSNorm. ``run(x, weight, eps)``: x [n, hidden_size] and weight [hidden_size] give [n, hidden_size]."""
+
+    kind: ClassVar[str] = "rms_norm"
+    hidden_sizes: tuple[int, ...] | None = None
+    """Widths that it takes; None for any multiple of 16."""
+
+
+OPERATORS: dict[str, type[Operator]] = {one.kind: one for one in (AttentionOperator, RopeOperator, RMSNormOperator)}
+"""Kinds of operators."""
+
+
 class Session:
-    """One KV cache that grows. Positions continue from its length."""
+    """One KV cache that grows. Positions continue from its length.
+
+    What it declines leaves it as it was. After ``close`` it declines everything but another ``close``.
+    """
 
     def extend(self, tokens: Sequence[int]) -> Array:
-        """Append ``tokens`` and return their scores, [n, V]; row i is for the token that follows tokens[i]."""
+        """Append ``tokens`` and return their scores, [n, V]; row i is for the token that follows tokens[i].
+
+        Raises Refused for no tokens at all, and for more than ``Model.max_length`` in the session.
+        """
         raise NotOffered("extend")
 
     def fork(self) -> Session:
@@ -179,15 +267,18 @@ class Session:
         raise NotOffered("fork")
 
     def truncate(self, length: int) -> None:
-        """Forget all but the first ``length`` tokens."""
+        """Forget all but the first ``length`` tokens; 0 forgets all.
+
+        Raises Refused if the session holds fewer.
+        """
         raise NotOffered("truncate")
 
     def cache_bytes(self) -> int:
-        """Bytes allocated now for this session's keys and values."""
+        """Bytes allocated now for this session's keys and values, room that is not yet used included."""
         raise NotOffered("cache_bytes")
 
     def close(self) -> None:
-        """Release the cache. The default does nothing."""
+        """Release the cache; closing twice is no error. The default does nothing."""
 
 
 class Model:
@@ -196,7 +287,8 @@ class Model:
     vocab_size: int = 0
     """V, the number of columns of every array of scores. Required."""
     max_length: int | None = None
-    """Most tokens a sequence may hold; None where there is no limit."""
+    """Most tokens a sequence may hold, prompt and continuation together; None where there is no limit. A last token
+    that is drawn and never fed may come on top."""
     slots: int | None = None
     """Rows that the engine really runs side by side; None where it does not say."""
 
@@ -236,8 +328,12 @@ class Engine:
     choices: Choices = Choices()
 
     def accepts(self, config: Mapping[str, Any]) -> str | None:
-        """Return why a checkpoint with this config.json cannot be loaded, or None if it can."""
-        return None
+        """Return why a checkpoint with this config.json cannot be loaded, or None if it can.
+
+        The suite asks for ``model_type`` llama, phi3 and gpt2. The default takes llama alone.
+        """
+        family = config.get("model_type")
+        return None if family == "llama" else f"model_type is {family!r}, and the adapter's accepts does not say more."
 
     def regimes(self) -> Mapping[str, Mapping[str, Any]]:
         """Other ways of working that must give the same scores: a name, and the settings that make it."""
@@ -246,6 +342,10 @@ class Engine:
     def load(self, checkpoint: Path, needs: Needs) -> Model:
         """Load the checkpoint in the regime ``needs.regime``. Raise Refused with the reason if it is not sound."""
         raise NotOffered("load")
+
+    def operators(self) -> Mapping[str, Operator]:
+        """Single kernels by name, for a library that has no model around them."""
+        raise NotOffered("operators")
 
     def close(self) -> None:
         """Release everything. The default does nothing."""

@@ -25,6 +25,7 @@ REQUEST = Request(
     min_p=0.05,
     seed=2**63,
     stop_ids=(3, 4),
+    eos=True,
     stop_strings=("end\n", "\u2028ö\x00", '"'),
     stop_sequences=((5, 6), (7,)),
     n=2,
@@ -207,10 +208,17 @@ def test_traffic_follows_the_schema(start, tmp_path, monkeypatch):
             with pytest.raises(Refused):
                 session.truncate(9)
             model.generate([REQUEST])
+    with start("Kernels") as engine:
+        x = np.ones((1, 2, 4), np.float32)
+        kernels = engine.operators()
+        kernels["flash"].run(x, np.ones((1, 200, 4), np.float32), x, False, np.ones((2, 2), bool))
+        kernels["turn"].run(x, np.array([0, 5]), 10.0)
+        kernels["norm"].run(np.ones((2, 300), np.float32), np.ones(300, np.float32), 0.5)
     with start("WrongReturns") as engine, pytest.raises(BadResult):
         engine.accepts({})
     calls = set()
-    for request, reply in zip(map(json.loads, sent), map(json.loads, received), strict=True):
+    lines = [message.partition(b"\n")[0] for message in sent]
+    for request, reply in zip(map(json.loads, lines), map(json.loads, received), strict=True):
         for message in (request, reply):
             jsonschema.Draft202012Validator(schema).validate(message)
         calls.add(request["call"])
@@ -219,6 +227,7 @@ def test_traffic_follows_the_schema(start, tmp_path, monkeypatch):
             jsonschema.Draft202012Validator(part).validate(reply["result"])
     assert calls == set(lmconform.transport.protocol.ARGUMENTS)
     assert any("bytes" in json.loads(line) for line in received)
+    assert any("bytes" in json.loads(line) for line in lines)
 
 
 def test_engine_sees_no_stdin_of_ours_and_a_session_of_its_own(start):

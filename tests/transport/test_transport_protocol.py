@@ -35,6 +35,7 @@ GENERATION = {
     "min_p": None,
     "seed": 7,
     "stop_ids": [1],
+    "eos": True,
     "stop_strings": ["x"],
     "stop_sequences": [[1, 2]],
     "n": 1,
@@ -51,6 +52,12 @@ COMPLETION = {
 }
 SMALL = {"dtype": "float32", "shape": [1, 1], "base64": "AAAAAA=="}
 LARGE = {"dtype": "bfloat16", "shape": [3, 1], "offset": 0}
+MASK = {"dtype": "bool", "shape": [1, 2], "base64": "AQA="}
+OPERATORS = {
+    "flash": {"kind": "attention", "masks": ["none", "given"], "grouped": True, "head_dims": [64], "max_queries": None},
+    "turn": {"kind": "rope", "layout": "interleaved", "head_dims": None},
+    "norm": {"kind": "rms_norm", "hidden_sizes": [64]},
+}
 NEEDS = {"max_tokens": 1, "max_rows": 1, "max_sessions": 0, "top_n": 2, "regime": None}
 CHOICES = {
     "scores": "logits",
@@ -60,8 +67,11 @@ CHOICES = {
     "temperature_zero": "greedy",
     "stop_token": "dropped",
     "stop_text": "dropped",
+    "eos_files": ["config.json"],
+    "zero_tokens": "empty",
     "min_tokens": "mask",
-    "context_limit": "stops",
+    "long_prompt": "empty",
+    "long_continuation": "stops",
     "empty_prompt": "empty",
     "batch_invariant": True,
 }
@@ -98,6 +108,14 @@ VALID = {
     "result.cache_bytes": {"cache_bytes": 0},
     "arguments.generate": {"model": 1, "requests": [GENERATION, {"prompt": []}]},
     "result.generate": {"completions": [COMPLETION, {"tokens": []}]},
+    "arguments.operators": {},
+    "result.operators": {"operators": OPERATORS},
+    "arguments.attention": {"operator": "x", "q": SMALL, "k": LARGE, "v": SMALL, "causal": True, "visible": MASK},
+    "result.attention": {"output": SMALL},
+    "arguments.rope": {"operator": "x", "x": SMALL, "positions": [0, 131072], "base": 10000.0},
+    "result.rope": {"output": LARGE},
+    "arguments.rms_norm": {"operator": "x", "x": SMALL, "weight": SMALL, "eps": 1e-5},
+    "result.rms_norm": {"output": SMALL},
     "arguments.close": {"model": 1},
     "result.close": {},
     "arguments.bye": {},

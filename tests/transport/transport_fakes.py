@@ -10,7 +10,19 @@ import time
 
 import numpy as np
 
-from lmconform.adapter import Choices, Completion, Engine, Model, NotOffered, Precision, Refused, Session
+from lmconform.adapter import (
+    AttentionOperator,
+    Choices,
+    Completion,
+    Engine,
+    Model,
+    NotOffered,
+    Precision,
+    Refused,
+    RMSNormOperator,
+    RopeOperator,
+    Session,
+)
 
 V = 11
 
@@ -351,3 +363,40 @@ class WrongModel(Model):
 
 def function():
     return Toy()
+
+
+class Kernels(Engine):
+    """Single operators: what was asked comes back in the numbers."""
+
+    name = "kernels"
+
+    def __init__(self, fault="none"):
+        self.fault = fault
+
+    def operators(self):
+        if self.fault == "list":
+            return ["attention"]
+        if self.fault == "callable":
+            return {"attention": self.attention}
+        return {
+            "flash": AttentionOperator(self.attention, masks=("none", "given"), head_dims=(4,), max_queries=9),
+            "turn": RopeOperator(self.rope, layout="interleaved"),
+            "norm": RMSNormOperator(self.norm, hidden_sizes=(4, 300)),
+        }
+
+    def attention(self, q, k, v, causal, visible):
+        if self.fault == "shape":
+            return q[0]
+        if self.fault == "integers":
+            return q.astype(int)
+        if k.shape[1] == 3:
+            raise Refused("3 keys")
+        seen = 0 if visible is None else visible.sum()
+        return q + k.sum() + 2 * v.sum() + 100 * causal + 1000 * seen
+
+    def rope(self, x, positions, base):
+        assert positions.dtype == np.int64
+        return x + positions[None, :, None] + base
+
+    def norm(self, x, weight, eps):
+        return x * weight + eps

@@ -17,8 +17,10 @@ import numpy as np
 from . import fields
 from .fields import Violation
 
-STORED = {"float64": "<f8", "float32": "<f4", "float16": "<f2", "bfloat16": "<u2"}
+STORED = {"float64": "<f8", "float32": "<f4", "float16": "<f2", "bfloat16": "<u2", "bool": "|u1"}
 """Name of a dtype on the wire: the NumPy format of its bytes."""
+FLOATING = ("float64", "float32", "float16", "bfloat16")
+"""Those of numbers."""
 INLINE_BYTES = 1024
 """Arrays up to this size go as base64, so that short replies are one readable line."""
 
@@ -43,6 +45,8 @@ class ArrayTag:
         values = np.frombuffer(raw, dtype=STORED[self.dtype]).reshape(self.shape)
         if self.dtype == "bfloat16":
             return (values.astype(np.uint32) << 16).view(np.float32)
+        if self.dtype == "bool":
+            return values.astype(np.bool_)
         return values.astype(values.dtype.newbyteorder("="))
 
 
@@ -65,11 +69,11 @@ _TAG = fields.record(
 )
 
 
-def tag(value: Any, where: str) -> ArrayTag:
-    """Parse the JSON form of an array (a ``fields.Parser``)."""
+def tag(value: Any, where: str, dtypes: tuple[str, ...] = FLOATING) -> ArrayTag:
+    """Parse the JSON form of an array of numbers (a ``fields.Parser``)."""
     given = _TAG(value, where)
-    if given["dtype"] not in STORED:
-        raise Violation(f"{where}.dtype is {given['dtype']!r}; it may be one of: {', '.join(STORED)}")
+    if given["dtype"] not in dtypes:
+        raise Violation(f"{where}.dtype is {given['dtype']!r}; it may be one of: {', '.join(dtypes)}")
     if ("offset" in given) == ("base64" in given):
         raise Violation(f"{where} must have either offset or base64")
     try:
@@ -80,6 +84,11 @@ def tag(value: Any, where: str) -> ArrayTag:
     if one.offset is None and len(data) != one.nbytes:
         raise Violation(f"{where} holds {len(data)} bytes; {one.dtype} of shape {list(one.shape)} takes {one.nbytes}")
     return one
+
+
+def mask(value: Any, where: str) -> ArrayTag:
+    """Parse the JSON form of an array of true and false, a byte each (a ``fields.Parser``)."""
+    return tag(value, where, ("bool",))
 
 
 def check_payload(tags: list[ArrayTag], size: int) -> None:

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from ..adapter import Completion, Request
-from .arrays import STORED
+from ..adapter import OPERATORS, Completion, Operator, Request
+from .arrays import FLOATING
 
 
 class Malformed(Exception):
@@ -28,6 +28,14 @@ class NotFinite(Malformed):
         super().__init__(message)
         self.value = value
         self.where = where
+
+
+class OutsideVocabulary(Malformed):
+    """An id that the vocabulary does not have. It has a class of its own since a requirement forbids to draw one."""
+
+    def __init__(self, message: str, token: int) -> None:
+        super().__init__(message)
+        self.token = token
 
 
 def whole_number(value: Any, what: str, least: int | None = None) -> int:
@@ -44,16 +52,37 @@ def whole_number(value: Any, what: str, least: int | None = None) -> int:
 def score_shape(array: Any, rows: int, columns: int, what: str = "the result") -> np.ndarray:
     """Return ``array`` if it is a floating-point array of shape [rows, columns]."""
     way_out = "Return a NumPy array with a row for each token and a column for each id of the vocabulary"
+    return floating(array, (rows, columns), what, "Scores", way_out)
+
+
+def floating(array: Any, shape: tuple[int, ...], what: str, noun: str, way_out: str) -> np.ndarray:
+    """Return ``array`` if it is a floating-point array of this shape; ``noun`` says what it holds."""
     if not isinstance(array, np.ndarray):
         raise Malformed(f"{what} is {_kind(array)}; a numpy.ndarray was expected. {way_out}.")
-    if array.dtype.name not in STORED:
+    if array.dtype.name not in FLOATING:
         raise Malformed(
-            f"{what} has dtype {array.dtype.name}; one of {', '.join(STORED)} was expected. Scores are"
+            f"{what} has dtype {array.dtype.name}; one of {', '.join(FLOATING)} was expected. {noun} are"
             " floating-point numbers; convert them in the adapter."
         )
-    if array.shape != (rows, columns):
-        raise Malformed(f"{what} has shape {list(array.shape)}; [{rows}, {columns}] was expected. {way_out}.")
+    if array.shape != shape:
+        raise Malformed(f"{what} has shape {list(array.shape)}; {list(shape)} was expected. {way_out}.")
     return array
+
+
+def operator_output(array: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """Return what a kernel gave, if it is a floating-point array of the shape of its first input."""
+    return floating(array, shape, "the result", "Outputs", "The output of an operator has the shape of its first input")
+
+
+def operators(given: Any) -> dict[str, Operator]:
+    """Return what ``Engine.operators`` gave, if it is a mapping of names to operators."""
+    if not isinstance(given, Mapping):
+        raise Malformed(f"operators returned {_kind(given)}; a mapping of names to operators was expected.")
+    for name, one in given.items():
+        if not isinstance(one, tuple(OPERATORS.values())):
+            kinds = ", ".join(cls.__name__ for cls in OPERATORS.values())
+            raise Malformed(f"operators[{name!r}] is {_kind(one)}; one of {kinds} was expected.")
+    return dict(given)
 
 
 def score_values(
@@ -141,9 +170,10 @@ def _completion(one: Completion, request: Request, vocab_size: int, what: str) -
 def _in_range(tokens: Sequence[int] | Mapping[int, float], vocab_size: int, what: str) -> None:
     for i, token in enumerate(tokens):
         if not 0 <= token < vocab_size:
-            raise Malformed(
+            raise OutsideVocabulary(
                 f"{what} holds id {token} at place {i}; ids from 0 to {vocab_size - 1} were expected. Look for columns"
-                " that pad the vocabulary, or for ids that the engine adds to it."
+                " that pad the vocabulary, or for ids that the engine adds to it.",
+                token,
             )
 
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..adapter import Choices, Description, Needs, NotOffered, Precision, Refused
+from ..adapter import Choices, Description, Needs, NotOffered, Operator, Precision, Refused
 from . import checks, protocol
 from .checks import Malformed
 from .errors import (
@@ -32,10 +32,11 @@ from .errors import (
     NotFinite,
     ProtocolError,
     StartError,
+    UnknownId,
 )
 from .fields import Violation
 from .links import Gone, InProcess, Late, Process
-from .remote import RemoteModel, RemoteSession
+from .remote import RemoteModel, RemoteSession, remote_operator
 from .spec import EngineSpec
 
 __all__ = [
@@ -52,6 +53,7 @@ __all__ = [
     "RemoteModel",
     "RemoteSession",
     "StartError",
+    "UnknownId",
 ]
 
 FAILED_STARTS = 3
@@ -139,6 +141,12 @@ class Connection:
         """Load a checkpoint; starts the engine again if it died."""
         return RemoteModel(self, Path(checkpoint).resolve(), needs or Needs())
 
+    def operators(self) -> dict[str, Operator]:
+        """The kernels that the engine offers by themselves; each ``run`` asks the engine."""
+        self.ensure()
+        given = self.call("operators", {}, self.load_limit)["operators"]
+        return {name: remote_operator(self, name, dict(one)) for name, one in given.items()}
+
     def close(self) -> None:
         """Say goodbye and end the process. Never raises what the engine does about it."""
         if self._closed:
@@ -174,10 +182,10 @@ class Connection:
             raise EngineDied(f"{self.name} is not running, so {name} could not be asked. {self._epitaph}")
         link, limit = self._link, self.time_limit if limit is None else limit
         self._number += 1
-        line = bytes(protocol.dump({"id": self._number, "call": name, "arguments": arguments})[0])
+        message = b"".join(protocol.dump({"id": self._number, "call": name, "arguments": arguments}))
         started, sent, received = time.monotonic(), link.bytes_sent, link.bytes_received
         try:
-            reply, payload = link.exchange(line, self._number, name, limit)
+            reply, payload = link.exchange(message, self._number, name, limit)
         except Gone as error:
             raise self._dead(EngineDied, f"{self.name} died during {name}: {error}.") from None
         except Late:
@@ -205,12 +213,14 @@ class Connection:
             self.counts.bytes_received += link.bytes_received - received
         if reply.error is not None:
             raise self._error(name, reply.error) from link.cause
-        return self._decoded(reply, payload)
+        return reply.decoded(payload)
 
     def bad(self, name: str, error: Malformed | str) -> BadResult:
         """The fault for an answer to ``name`` that a check turned down."""
         if isinstance(error, checks.NotFinite):
             return NotFinite(f"{self.name}, {name}: {error}", error.value, error.where)
+        if isinstance(error, checks.OutsideVocabulary):
+            return UnknownId(f"{self.name}, {name}: {error}", error.token)
         return BadResult(f"{self.name}, {name}: {error}")
 
     def _start(self) -> None:
@@ -277,13 +287,6 @@ class Connection:
             error.message,
             error.traceback,
         )
-
-    @staticmethod
-    def _decoded(reply: protocol.Reply, payload: bytearray) -> dict[str, Any]:
-        if "scores" not in reply.result:
-            return reply.result
-        arrays = [tag.decode(payload) for tag in reply.tags]
-        return {"scores": arrays if isinstance(reply.result["scores"], list) else arrays[0]}
 
 
 def _ended(words: str) -> str:

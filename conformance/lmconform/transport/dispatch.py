@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..adapter import Engine, Model, NotOffered, Refused, Request, Session, offered
+from ..adapter import Engine, Model, NotOffered, Operator, Refused, Request, Session, offered
 from . import checks, protocol
 from .checks import Malformed
 from .fields import Violation
@@ -32,16 +32,17 @@ class Dispatcher:
         self._engine: Engine | None = None
         self._models: dict[int, Model] = {}
         self._sessions: dict[int, tuple[Session, int]] = {}
+        self._kernels: dict[str, Operator] = {}
         self._last_handle = 0
 
-    def answer(self, line: bytes) -> list[bytes | memoryview]:
-        """Return the reply to one line, as buffers to write. Raises nothing."""
+    def answer(self, line: bytes, read: Callable[[int], bytes] = bytes) -> list[bytes | memoryview]:
+        """Return the reply to one line, as buffers to write. ``read`` takes what follows the line. Raises nothing."""
         self.error, number = None, None
         try:
             message = protocol.parse_json(line)
             if isinstance(message, dict) and type(message.get("id")) is int:
                 number = message["id"]
-            number, call, arguments = protocol.parse_request(message)
+            number, call, arguments = protocol.parse_request(message, protocol.read_payload(message, read))
             if self._engine is None and call not in ("hello", "bye"):
                 raise Violation(f"{call} came before hello")
             result = getattr(self, f"_{call}")(**arguments)
@@ -146,6 +147,35 @@ class Dispatcher:
         if not isinstance(given, (list, tuple)):
             raise Malformed(f"generate returned {type(given).__name__}; a list of Completion was expected.")
         return {"completions": [checks.portable_completion(one, f"completion {i}") for i, one in enumerate(given)]}
+
+    def _operators(self) -> dict[str, Any]:
+        self._kernels = checks.operators(self.engine.operators())
+        return {"operators": self._kernels}
+
+    def _attention(
+        self,
+        operator: str,
+        q: np.ndarray,
+        k: np.ndarray,
+        v: np.ndarray,
+        causal: bool,
+        visible: np.ndarray | None = None,
+    ) -> dict[str, Any]:
+        return self._output(operator, "attention", q, k, v, causal, visible)
+
+    def _rope(self, operator: str, x: np.ndarray, positions: list[int], base: float) -> dict[str, Any]:
+        return self._output(operator, "rope", x, np.array(positions, np.int64), base)
+
+    def _rms_norm(self, operator: str, x: np.ndarray, weight: np.ndarray, eps: float) -> dict[str, Any]:
+        return self._output(operator, "rms_norm", x, weight, eps)
+
+    def _output(self, name: str, kind: str, *inputs: Any) -> dict[str, Any]:
+        if name not in self._kernels:
+            self._operators()
+        kernel = self._kernels.get(name)
+        if kernel is None or kernel.kind != kind:
+            raise Violation(f"there is no {kind} operator {name!r}; the operators are: {', '.join(self._kernels)}")
+        return {"output": checks.operator_output(kernel.run(*inputs), inputs[0].shape)}
 
     def _close(self, model: int | None = None, session: int | None = None) -> dict[str, Any]:
         if session is not None:

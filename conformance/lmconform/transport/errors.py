@@ -62,3 +62,11 @@ class NotFinite(BadResult):
         super().__init__(message)
         self.value = value
         self.where = where
+
+
+class UnknownId(BadResult):
+    """The answer holds ``token``, an id that the vocabulary does not have."""
+
+    def __init__(self, message: str, token: int) -> None:
+        super().__init__(message)
+        self.token = token

@@ -62,7 +62,7 @@ def end_with(reader: BinaryIO) -> None:
 def serve(dispatcher: Dispatcher, reader: BinaryIO, writer: BinaryIO) -> None:
     """Answer one request after the other until ``bye`` or the end of the input."""
     for line in reader:
-        for buffer in dispatcher.answer(line):
+        for buffer in dispatcher.answer(line, reader.read):
             writer.write(buffer)
         writer.flush()
         if dispatcher.finished:

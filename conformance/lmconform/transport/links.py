@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import io
 import os
 import select
 import signal
@@ -64,10 +65,10 @@ class Process:
         self._drain = threading.Thread(target=self._drain_stderr, name="engine-stderr", daemon=True)
         self._drain.start()
 
-    def exchange(self, line: bytes, number: int, call: str, limit: float) -> tuple[protocol.Reply, bytearray]:
+    def exchange(self, message: bytes, number: int, call: str, limit: float) -> tuple[protocol.Reply, bytearray]:
         """Send a request and return its reply and the bytes that follow it. Raises Gone, Late or Violation."""
         deadline = time.monotonic() + limit
-        self._write(line, deadline)
+        self._write(message, deadline)
         reply = protocol.parse_reply(self._read_line(deadline), number, call)
         return reply, self._read(reply.size, deadline)
 
@@ -178,9 +179,10 @@ class InProcess:
         """What the adapter raised in the last call."""
         return self._dispatcher.error
 
-    def exchange(self, line: bytes, number: int, call: str, limit: float) -> tuple[protocol.Reply, bytearray]:
+    def exchange(self, message: bytes, number: int, call: str, limit: float) -> tuple[protocol.Reply, bytearray]:
         """Answer a request at once; ``limit`` does not apply."""
-        first, *payload = self._dispatcher.answer(line)
+        wire = io.BytesIO(message)
+        first, *payload = self._dispatcher.answer(wire.readline(), wire.read)
         if isinstance(self.cause, KeyboardInterrupt):
             raise self.cause
         return protocol.parse_reply(bytes(first), number, call), bytearray(b"".join(payload))

@@ -1,6 +1,6 @@
 """The wire: one line of JSON a message, and the bytes of large arrays after it. Standard library and NumPy alone.
 
-A request is ``{"id", "call", "arguments"}``, its reply ``{"id", "result"}`` or ``{"id", "error"}``; a reply that is
+A request is ``{"id", "call", "arguments"}``, its reply ``{"id", "result"}`` or ``{"id", "error"}``; a message that is
 followed by bytes says how many in ``"bytes"``. One request is under way at a time. ``schema.json`` describes every
 message; the tables below are the same in Python, and the tests hold the two together.
 """
@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import numpy as np
 
-from ..adapter import Choices, Completion, Needs, Precision, Request
+from ..adapter import Choices, Completion, Needs, Operator, Precision, Request
 from . import arrays
 from .arrays import ArrayTag
 from .fields import (
@@ -39,7 +39,7 @@ from .fields import (
 VERSION = 1
 """Of the protocol. Both ends say theirs in ``hello``."""
 MAX_LINE = 1 << 28
-"""Longest line that is read, in bytes."""
+"""Longest line that is read, and most bytes that may follow a request, in bytes."""
 
 handle = at_least(1)
 ids = sequence(integer)  # an id out of range is a legal question: the engine may refuse it
@@ -54,8 +54,8 @@ def _completion(**given: Any) -> Completion:
 
 
 def _choices(**given: Any) -> Choices:
-    order = given.get("sampler_order")
-    return Choices(**{**given, "sampler_order": None if order is None else tuple(order)})
+    lists = {name: given.get(name) for name in ("sampler_order", "eos_files")}
+    return Choices(**{**given, **{name: None if one is None else tuple(one) for name, one in lists.items()}})
 
 
 needs = built(
@@ -78,6 +78,7 @@ request = built(
             **dict.fromkeys(("temperature", "top_p", "min_p"), optional(real)),
             **dict.fromkeys(("top_k", "seed", "logprobs"), optional(integer)),
             "stop_ids": ids,
+            "eos": boolean,
             "stop_strings": sequence(text),
             "stop_sequences": sequence(ids),
             "n": integer,
@@ -107,13 +108,35 @@ choices = built(
             **dict.fromkeys(
                 ("scores", "logprobs", "ties", "temperature_zero", "stop_token", "stop_text", "min_tokens"), text
             ),
-            "context_limit": text,
+            "zero_tokens": text,
+            "long_prompt": text,
+            "long_continuation": text,
             "empty_prompt": text,
-            "sampler_order": optional(sequence(text)),
+            **dict.fromkeys(("sampler_order", "eos_files"), optional(sequence(text))),
             "batch_invariant": boolean,
         },
     ),
 )
+
+
+_widths = optional(sequence(at_least(1)))
+_LIMITS: dict[str, dict[str, Parser]] = {
+    "attention": {
+        "masks": sequence(one_of("none", "causal", "given")),
+        "grouped": boolean,
+        "head_dims": _widths,
+        "max_queries": optional(at_least(1)),
+    },
+    "rope": {"layout": one_of("half-split", "interleaved"), "head_dims": _widths},
+    "rms_norm": {"hidden_sizes": _widths},
+}
+
+
+def operator(value: Any, where: str) -> dict[str, Any]:
+    """A kernel's kind and its limits."""
+    kind = one_of(*_LIMITS)(mapping(anything)(value, where).get("kind"), f"{where}.kind")
+    given: dict[str, Any] = record({"kind": text}, _LIMITS[kind])(value, where)
+    return given
 
 
 def closed(value: Any, where: str) -> dict[str, int]:
@@ -127,6 +150,7 @@ def closed(value: Any, where: str) -> dict[str, int]:
 _slices = {"rows": indices, "columns": indices}
 _nothing = record({})
 _session = record({"session": handle, "offers": sequence(text)})
+_output = record({"output": arrays.tag})
 
 ARGUMENTS: dict[str, Parser] = {
     "hello": record({"protocol": integer}),
@@ -141,6 +165,13 @@ ARGUMENTS: dict[str, Parser] = {
     "cache_bytes": record({"session": handle}),
     "generate": record({"model": handle, "requests": sequence(request)}),
     "close": closed,
+    "operators": _nothing,
+    "attention": record(
+        {"operator": text, "q": arrays.tag, "k": arrays.tag, "v": arrays.tag, "causal": boolean},
+        {"visible": optional(arrays.mask)},
+    ),
+    "rope": record({"operator": text, "x": arrays.tag, "positions": indices, "base": real}),
+    "rms_norm": record({"operator": text, "x": arrays.tag, "weight": arrays.tag, "eps": real}),
     "bye": _nothing,
 }
 RESULTS: dict[str, Parser] = {
@@ -169,6 +200,10 @@ RESULTS: dict[str, Parser] = {
     "cache_bytes": record({"cache_bytes": at_least(0)}),
     "generate": record({"completions": sequence(completion)}),
     "close": _nothing,
+    "operators": record({"operators": mapping(operator)}),
+    "attention": _output,
+    "rope": _output,
+    "rms_norm": _output,
     "bye": _nothing,
 }
 ERROR_KINDS = ("not-offered", "refused", "raised", "bad-result", "protocol")
@@ -200,8 +235,26 @@ class Reply:
 
     @property
     def tags(self) -> list[ArrayTag]:
-        scores = self.result.get("scores", [])
-        return scores if isinstance(scores, list) else [scores]
+        return list(_tags(self.result))
+
+    def decoded(self, payload: bytes | bytearray) -> dict[str, Any]:
+        """The result with its arrays; ``payload`` is all that followed the line."""
+        return _decoded(self.result, payload)
+
+
+def _tags(values: Mapping[str, Any]) -> Iterator[ArrayTag]:
+    """The arrays of a message, which are values of its fields or of a list in a field."""
+    for value in values.values():
+        yield from (one for one in (value if isinstance(value, list) else [value]) if isinstance(one, ArrayTag))
+
+
+def _decoded(values: Mapping[str, Any], payload: bytes | bytearray) -> dict[str, Any]:
+    def one(value: Any) -> Any:
+        if isinstance(value, list):
+            return [one(item) for item in value]
+        return value.decode(payload) if isinstance(value, ArrayTag) else value
+
+    return {name: one(value) for name, value in values.items()}
 
 
 _reply = record(
@@ -214,7 +267,7 @@ _reply = record(
         "bytes": at_least(0),
     },
 )
-_request = record({"id": integer, "call": text, "arguments": anything})
+_request = record({"id": integer, "call": text, "arguments": anything}, {"bytes": at_least(0)})
 
 
 def parse_json(line: bytes) -> Any:
@@ -232,12 +285,25 @@ def parse_json(line: bytes) -> Any:
         raise Violation(f"the line is not JSON ({error}): {shown}") from None
 
 
-def parse_request(message: Any) -> tuple[int, str, dict[str, Any]]:
-    """Return id, call and arguments of a request, with Needs and Requests built."""
+def read_payload(message: Any, read: Callable[[int], bytes]) -> bytes:
+    """Read the bytes that a request announces, so that the next line is found whatever is wrong with this one."""
+    size = message.get("bytes", 0) if isinstance(message, dict) else 0
+    if type(size) is not int or not 0 < size <= MAX_LINE:
+        return b""
+    payload = read(size)
+    if len(payload) < size:
+        raise Violation(f"the line announces {size} bytes after it; {len(payload)} came")
+    return payload
+
+
+def parse_request(message: Any, payload: bytes = b"") -> tuple[int, str, dict[str, Any]]:
+    """Return id, call and arguments of a request, with Needs and Requests built and arrays decoded."""
     given = _request(message, "request")
     if given["call"] not in ARGUMENTS:
         raise Violation(f"there is no call {given['call']!r}; the calls are: {', '.join(ARGUMENTS)}")
-    return given["id"], given["call"], ARGUMENTS[given["call"]](given["arguments"], "arguments")
+    arguments = ARGUMENTS[given["call"]](given["arguments"], "arguments")
+    arrays.check_payload(list(_tags(arguments)), given.get("bytes", 0))
+    return given["id"], given["call"], _decoded(arguments, payload)
 
 
 def parse_reply(line: bytes, number: int, call: str) -> Reply:
@@ -263,6 +329,9 @@ def plain(value: Any, payload: list[memoryview]) -> Any:
         return _plain_completion(value, payload)
     if isinstance(value, (Needs, Request, Precision, Choices, ErrorReport)):
         return plain(asdict(value), payload)
+    if isinstance(value, Operator):
+        limits = {one.name: getattr(value, one.name) for one in fields(value) if one.name != "run"}
+        return plain({"kind": value.kind, **limits}, payload)
     if isinstance(value, Mapping):
         return {str(key): plain(item, payload) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

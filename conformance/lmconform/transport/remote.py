@@ -1,4 +1,4 @@
-"""Models and sessions of an engine, as the suite sees them. Answers are checked before they are returned."""
+"""Models, sessions and kernels of an engine, as the suite sees them. Answers are checked before they are returned."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..adapter import Completion, Needs, Request
+from ..adapter import OPERATORS, Completion, Needs, Operator, Request
 from . import checks
 from .checks import Malformed
 from .errors import EngineDied
@@ -189,6 +189,30 @@ class RemoteSession:
                 " is loaded again by itself; a session must be opened again and filled."
             )
         return {"session": self._number}
+
+
+def remote_operator(connection: Connection, name: str, given: dict[str, Any]) -> Operator:
+    """The kernel ``name`` of the engine; ``given`` is its kind and its limits, as they came over the wire."""
+    kind = given.pop("kind")
+    inputs = {
+        "attention": ("q", "k", "v", "causal", "visible"),
+        "rope": ("x", "positions", "base"),
+        "rms_norm": ("x", "weight", "eps"),
+    }[kind]
+
+    def run(*values: Any) -> np.ndarray:
+        arguments = {one: value for one, value in zip(inputs, values, strict=True) if value is not None}
+        if kind == "rope":
+            arguments["positions"] = _ints(arguments["positions"])
+        connection.ensure()
+        output: np.ndarray = connection.call(kind, {"operator": name, **arguments})["output"]
+        try:
+            return checks.operator_output(output, values[0].shape)
+        except Malformed as error:
+            raise connection.bad(kind, error) from None
+
+    limits = {one: tuple(value) if isinstance(value, list) else value for one, value in given.items()}
+    return OPERATORS[kind](run, **limits)
 
 
 def _ints(tokens: Ids) -> list[int]:
