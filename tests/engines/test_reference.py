@@ -275,10 +275,13 @@ def test_stops_and_pieces(spelled: Path) -> None:
     assert sum(streamed.pieces, ()) == streamed.tokens == free
 
 
-def test_the_checkpoints_eos_does_not_stop(save: Callable[..., Path], llama: Path) -> None:
-    """Stop ids replace the checkpoint's EOS ids; none are given, so none stops."""
+def test_the_checkpoints_eos_stops_if_it_is_asked_to(save: Callable[..., Path], llama: Path) -> None:
     free = load(llama).generate([Request(OTHER, 12)])[0].tokens
-    assert load(save(eos_token_id=free[0])).generate([Request(OTHER, 12)])[0].tokens == free
+    assert free.index(free[3]) == 3
+    model = load(save(eos_token_id=[36, free[3]]))
+    requests = [Request(OTHER, 12), Request(OTHER, 12, eos=True), Request(OTHER, 12, eos=True, stop_ids=free[1:2])]
+    done = [(one.tokens, one.finish_reason) for one in model.generate(requests)]
+    assert done == [(free, "length"), (free[:4], "stop"), (free[:2], "stop")]
 
 
 def test_stop_strings_need_a_tokenizer(llama: Path) -> None:
@@ -289,7 +292,13 @@ def test_stop_strings_need_a_tokenizer(llama: Path) -> None:
 def test_the_context_limit_stops(llama: Path) -> None:
     done = load(llama).generate([Request((1,) * 60, 20), Request((1,) * 64, 20)])
     assert [(len(one.tokens), one.finish_reason) for one in done] == [(4, "length"), (0, "length")]
-    assert Reference().choices.context_limit == "stops"
+    assert Reference().choices.long_continuation == "stops"
+
+
+def test_a_prompt_past_the_context_limit_is_refused(llama: Path) -> None:
+    with pytest.raises(Refused, match="65 tokens; the limit is 64"):
+        load(llama).generate([Request((1,) * 65, 1)])
+    assert Reference().choices.long_prompt == "refused"
 
 
 # --- the hook for faults ----------------------------------------------------------------------------------------------

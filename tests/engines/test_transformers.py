@@ -317,7 +317,9 @@ def test_a_stop_sequence_ends_its_row(llama: Path) -> None:
     assert done[0].tokens == free[:4]
     assert done[0].finish_reason == "stop"
     assert done[1].tokens == greedy(model, (30, 3), 8)
-    (late,) = model.generate([Request(PROMPT, 8, stop_sequences=(free[2:4],), min_new_tokens=5)])
+    (due,) = model.generate([Request(PROMPT, 8, stop_sequences=(free[2:4],), min_new_tokens=3)])
+    assert due.tokens == free[:4]
+    (late,) = model.generate([Request(PROMPT, 8, stop_sequences=(free[2:4],), min_new_tokens=4)])
     assert late.tokens == free
     # A sequence counts new tokens alone: one that only begins in the prompt does not stop.
     (straddle,) = model.generate([Request(PROMPT, 4, stop_sequences=((PROMPT[-1], free[0]),))])
@@ -335,6 +337,34 @@ def test_a_stop_string_ends_its_row_and_text_is_decoded(spelled: Path) -> None:
     assert done[1].tokens == greedy(model, (30, 3), 8)
     with pytest.raises(NotOffered, match="cannot match them with this tokenizer"):
         model.generate([Request(PROMPT, 8, stop_strings=("?!",))])
+
+
+def test_a_stop_string_does_not_begin_in_the_prompt(spelled: Path) -> None:
+    """As it may in the library."""
+    model = load(spelled)
+    free = greedy(model, PROMPT, 4)
+    letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJK"
+    string = letters[PROMPT[-1]] + letters[free[0]]
+    (done,) = model.generate([Request(PROMPT, 4, stop_strings=(string,))])
+    assert (done.tokens, done.finish_reason) == (free, "length")
+    theirs = transformers.StopStringCriteria(model.tokenizer, [string])
+    assert theirs(torch.tensor([[*PROMPT, free[0]]]), None).tolist() == [True]
+
+
+@pytest.mark.parametrize("files", [("generation_config.json", "config.json"), ("config.json",)])
+def test_the_checkpoints_eos_stops_if_it_is_asked_to(
+    save: Callable[..., Path], llama: Path, files: tuple[str, ...]
+) -> None:
+    """config.json counts where there is no generation_config.json."""
+    free = greedy(load(llama), PROMPT, 8)
+    assert free.index(free[3]) == 3
+    other = next(token for token in range(37) if token not in free)
+    directory = save(eos_token_id=[other, free[3]])
+    for name in {"generation_config.json", "config.json"} - {*files}:
+        (directory / name).unlink()
+    requests = [Request(PROMPT, 8), Request(PROMPT, 8, eos=True), Request(PROMPT, 8, eos=True, stop_ids=free[1:2])]
+    done = [(one.tokens, one.finish_reason) for one in load(directory).generate(requests)]
+    assert done == [(free, "length"), (free[:4], "stop"), (free[: free.index(free[1]) + 1], "stop")]
 
 
 def test_stop_strings_need_a_tokenizer(llama: Path) -> None:

@@ -23,7 +23,7 @@ class KnownEngine:
     """An adapter that comes with lmconform."""
 
     name: str
-    """Short name, the file's: ``reference``."""
+    """Short name, the file's with hyphens: ``torch-kernels``."""
     target: str
     """``module:Class``."""
     summary: str
@@ -38,7 +38,8 @@ def known(folder: Path = HERE) -> Mapping[str, KnownEngine]:
         classes = [node.name for node in tree.body if isinstance(node, ast.ClassDef) and _is_engine(node)]
         if classes:
             summary = (ast.get_docstring(tree) or "").partition("\n")[0]
-            found[path.stem] = KnownEngine(path.stem, f"{__name__}.{path.stem}:{classes[0]}", summary)
+            name = path.stem.replace("_", "-")
+            found[name] = KnownEngine(name, f"{__name__}.{path.stem}:{classes[0]}", summary)
     return found
 
 

@@ -70,7 +70,7 @@ def _key(request: Request, place: int) -> tuple[Any, ...]:
     if request.temperature is not None:
         alone = place if request.seed is not None else None
         sampling = (request.temperature, request.top_k, request.top_p, request.min_p, alone)
-    stops = (request.stop_ids, request.stop_strings, request.stop_sequences, request.min_new_tokens)
+    stops = (request.stop_ids, request.eos, request.stop_strings, request.stop_sequences, request.min_new_tokens)
     return (sampling, stops, request.stream, request.logprobs is not None)
 
 
@@ -80,6 +80,7 @@ class _Call:
     def __init__(self, model: TransformersModel, rows: list[Request]) -> None:
         self.model, self.rows = model, rows
         self.common = rows[0]  # what all rows share: sampling, stops, stream
+        self.stop_ids = self.common.stop_ids + (model.eos_ids if self.common.eos else ())
         self.longest = max(len(row.prompt) for row in rows)
         self.stops = [_Ends(criterion, self._first_stop()) for criterion in self._criteria()]
         limits = torch.tensor([self.longest + row.max_new_tokens for row in rows])
@@ -124,8 +125,8 @@ class _Call:
             "prefill_chunk_size": settings.prefill_chunk_size,
             "return_dict_in_generate": True,
             "output_logits": common.logprobs is not None,
-            "eos_token_id": list(common.stop_ids) or None,
-            "pad_token_id": common.stop_ids[0] if common.stop_ids else None,
+            "eos_token_id": list(self.stop_ids) or None,
+            "pad_token_id": self.stop_ids[0] if self.stop_ids else None,
         }
         if common.temperature is not None:
             config |= {
@@ -138,7 +139,7 @@ class _Call:
                 "epsilon_cutoff": 0.0,
                 "eta_cutoff": 0.0,
             }
-        if common.stop_ids:
+        if self.stop_ids:
             # Never more than the length of the call, of which transformers would warn.
             config["min_new_tokens"] = min(common.min_new_tokens, config["max_new_tokens"])
         return transformers.GenerationConfig(**config)
@@ -148,7 +149,7 @@ class _Call:
         if self.common.stop_strings:
             try:
                 strings = list(self.common.stop_strings)
-                criteria.append(transformers.StopStringCriteria(self.model.tokenizer, strings))
+                criteria.append(_New(transformers.StopStringCriteria(self.model.tokenizer, strings), self.longest))
             except ValueError as reason:
                 # Its matcher reads each token's text behind the word "abcdef": "substring not found" otherwise.
                 raise NotOffered(
@@ -161,12 +162,12 @@ class _Call:
 
     def _first_stop(self) -> int:
         """Length, prompt included, from which strings and sequences may stop."""
-        return self.longest + self.common.min_new_tokens
+        return self.longest + self.common.min_new_tokens + 1
 
     def _completion(self, b: int, new: list[int], logits: tuple[torch.Tensor, ...] | None) -> Completion:
         request = self.rows[b]
         stops = [stop.first[b] - self.longest for stop in self.stops if b in stop.first]
-        by_id = _end_by_id(new, request.stop_ids)
+        by_id = _end_by_id(new, self.stop_ids)
         stops += [by_id] if by_id is not None else []
         length = min([*stops, self.limit.first.get(b, self.longest + len(new)) - self.longest])
         tokens = tuple(new[:length])
@@ -222,6 +223,16 @@ class _Ends(transformers.StoppingCriteria):
         for b in ended.nonzero().flatten().tolist():
             self.first.setdefault(b, input_ids.shape[1])
         return ended
+
+
+class _New(transformers.StoppingCriteria):
+    """A criterion that is shown the new tokens alone: transformers' matcher lets a string begin in the prompt."""
+
+    def __init__(self, criterion: transformers.StoppingCriteria, start: int) -> None:
+        self.criterion, self.start = criterion, start
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        return self.criterion(input_ids[:, self.start :], scores, **kwargs)
 
 
 class _RowLimit(transformers.StoppingCriteria):

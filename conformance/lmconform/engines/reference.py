@@ -78,15 +78,18 @@ class Reference(Engine):
             temperature_zero="greedy",
             stop_token="returned",
             stop_text="dropped",
+            eos_files=("generation_config.json", "config.json"),
+            zero_tokens="empty",
             min_tokens="mask",
-            context_limit="stops",
+            long_prompt="refused",
+            long_continuation="stops",
             empty_prompt="refused",
         )
 
     def accepts(self, config: Mapping[str, Any]) -> str | None:
         """Return why refdecoder refuses this config.json, or None."""
         try:
-            refdecoder.DecoderConfig.from_dict(config)
+            refdecoder.config_from_dict(config)
         except refdecoder.CheckpointError as error:
             return str(error)
         return None
@@ -107,16 +110,24 @@ class Reference(Engine):
             raise Refused(f"Regime {needs.regime!r} is not known; it may be one of: {', '.join(regimes)}.")
         settings: dict[str, Any] = {"attention": self.attention, "padding": "right", "chunk": None}
         settings |= regimes[needs.regime] if needs.regime else {}
+
+        def build(config: refdecoder.Config) -> refdecoder.CausalLM:
+            if isinstance(config, refdecoder.GPT2Config):
+                return self.build_gpt2(config, settings["attention"])
+            return self.build(config, settings["attention"])
+
         with refusing():
-            decoder = load(
-                checkpoint, self.dtype, self.device, lambda config: self.build(config, settings["attention"])
-            )
+            decoder = load(checkpoint, self.dtype, self.device, build)
             text = Text(checkpoint) if (checkpoint / "tokenizer.json").exists() else None
         return self.model_class(self, decoder, text, needs, padding=settings["padding"], chunk=settings["chunk"])
 
     def build(self, config: refdecoder.DecoderConfig, attention: str) -> refdecoder.Decoder:
-        """Return the decoder that the weights are loaded into."""
+        """Return the llama decoder that the weights of a llama or phi3 checkpoint are loaded into."""
         return refdecoder.Decoder(config, attention, self.attention_class)
+
+    def build_gpt2(self, config: refdecoder.GPT2Config, attention: str) -> refdecoder.GPT2:
+        """Return the decoder that the weights of a gpt2 checkpoint are loaded into."""
+        return refdecoder.GPT2(config, attention)
 
 
 class ReferenceModel(Model):
@@ -127,7 +138,7 @@ class ReferenceModel(Model):
     def __init__(
         self,
         engine: Reference,
-        decoder: refdecoder.Decoder,
+        decoder: refdecoder.CausalLM,
         text: Text | None,
         needs: Needs,
         *,
@@ -180,9 +191,8 @@ class ReferenceModel(Model):
         if request.n < 1:
             raise Refused(f"{request.n} completions were asked for; n must be 1 or more.")
         sampler = self.engine.sampler_class(request.temperature, request.top_k, request.top_p, request.min_p)
-        stops = self.engine.stops_class(
-            request.stop_ids, request.stop_sequences, request.stop_strings, request.min_new_tokens
-        )
+        ids = request.stop_ids + (self.decoder.config.eos_token_ids if request.eos else ())
+        stops = self.engine.stops_class(ids, request.stop_sequences, request.stop_strings, request.min_new_tokens)
         return [
             refdecoder.Request(
                 request.prompt, request.max_new_tokens, sampler, stops, _seed(request.seed, which), request.logprobs

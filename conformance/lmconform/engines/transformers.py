@@ -84,8 +84,11 @@ class Transformers(Engine):
         temperature_zero="refused",
         stop_token="returned",
         stop_text="returned",
+        eos_files=("generation_config.json", "config.json"),
+        zero_tokens="refused",
         min_tokens="mask",
-        context_limit="refused",
+        long_prompt="refused",
+        long_continuation="refused",
         empty_prompt="refused",
     )
 
@@ -148,6 +151,7 @@ class TransformersModel(Model):
     """A checkpoint that transformers has loaded."""
 
     def __init__(self, model: Any, tokenizer: Any, settings: Settings, needs: Needs) -> None:
+        self.eos_ids = _eos_ids(model.generation_config)
         # A blank one: what `generate` finds unset, it takes from here, and the checkpoint's own would leak in.
         model.generation_config = transformers.GenerationConfig()
         self.model, self.tokenizer, self.settings, self.needs = model.eval(), tokenizer, settings, needs
@@ -324,6 +328,12 @@ def _max_length(config: Any) -> int | None:
     if getattr(config, "rope_parameters", None) is not None:
         return None
     return getattr(config, "max_position_embeddings", None)
+
+
+def _eos_ids(config: transformers.GenerationConfig) -> tuple[int, ...]:
+    """Return the EOS ids that transformers would stop at; it takes config.json's where there is no other file."""
+    found = config.eos_token_id
+    return () if found is None else tuple(found) if isinstance(found, list) else (found,)
 
 
 def _line(reason: BaseException) -> str:
