@@ -10,19 +10,30 @@ from tokenizers import Tokenizer
 
 from lmconform.adapter import Precision
 from lmconform.checkpoints.attention_scope import attention_scope
+from lmconform.checkpoints.balance import HUGE, PLAIN, balance
+from lmconform.checkpoints.edits import edited
+from lmconform.checkpoints.eos import CONFIG, EOS, GENERATION, NAMED, TOKENIZER
+from lmconform.checkpoints.ladder import ladder
 from lmconform.checkpoints.layout import Shape, on_grid
-from lmconform.checkpoints.random import SHAPES, random_checkpoint
-from lmconform.checkpoints.tape import successor, tape
+from lmconform.checkpoints.random import FAMILIES, SHAPES, random_checkpoint
+from lmconform.checkpoints.tape import CYCLES, stop_tape, successor, tape
 from lmconform.judging.budgets import Yardstick
 from lmconform.spec.decoder import decoder, read_checkpoint
 
 MADE = {
     "loud": lambda: random_checkpoint(SHAPES[0], "loud", 1),
     "quiet": lambda: random_checkpoint(SHAPES[1], "quiet", 2),
+    "gpt2": lambda: random_checkpoint(FAMILIES[0], "loud", 3),
+    "quiet gpt2": lambda: random_checkpoint(FAMILIES[0], "quiet", 4),
+    "phi3": lambda: random_checkpoint(FAMILIES[1], "loud", 5),
     "tape": tape,
+    "stop tape": lambda: stop_tape().checkpoint,
     "scope": lambda: attention_scope("quiet").checkpoint,
     "loud scope": lambda: attention_scope("loud").checkpoint,
     "narrow loud scope": lambda: attention_scope("loud", narrow=True).checkpoint,
+    "balance": lambda: balance().checkpoint,
+    "huge balance": lambda: balance(PLAIN, HUGE).checkpoint,
+    "ladder": lambda: ladder().checkpoint,
 }
 
 
@@ -78,7 +89,9 @@ def test_shapes_are_adversarial() -> None:
     assert len({s.num_hidden_layers for s in SHAPES}) > 1
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: f"{shape.num_attention_heads}x{shape.head_dim}")
+@pytest.mark.parametrize(
+    "shape", [*SHAPES, *FAMILIES], ids=lambda shape: f"{shape.family}-{shape.num_attention_heads}x{shape.head_dim}"
+)
 def test_loud_attention_is_sharp(shape) -> None:
     _, weights = _weights(random_checkpoint(shape, "loud", 0), range(40))
     last = weights[:, -1]  # [L·H_q, T]
@@ -100,6 +113,55 @@ def test_a_tape_plays_its_script() -> None:
     scores = Yardstick(made, Precision()).oracle(tokens)
     assert scores.argmax(axis=1).tolist() == [successor(token, made.vocab_size) for token in tokens]
     assert sorted(successor(token, made.vocab_size) for token in range(made.vocab_size)) == list(range(made.vocab_size))
+
+
+def test_a_stop_tape_plays_what_it_says() -> None:
+    """The first id after each token, or the second and the third where those before may not be drawn."""
+    made = stop_tape()
+    tokens = tuple(range(made.checkpoint.vocab_size))
+    scores = Yardstick(made.checkpoint, Precision()).oracle(tokens)
+    assert np.array_equal(scores.argsort(axis=1)[:, :-4:-1], made.ranking)
+    gaps = np.diff(-np.sort(-scores, axis=1)[:, :4], axis=1)
+    assert (gaps < -10).all()
+    first, second, third = made.ranking[9]
+    assert made.play(9, 1) == (first,)
+    assert made.play(9, 1, masked={first}, least=1) == (second,)
+    assert made.play(9, 1, masked={first, second}, least=1) == (third,)
+    assert made.play(9, 2, masked={first}, least=0) == (first, made.ranking[first][0])
+    with pytest.raises(ValueError, match="all of them are masked"):
+        made.play(9, 1, masked={first, second, third}, least=1)
+    assert made.play(made.before(33, 4), 4)[-1] == 33
+
+
+def test_a_stop_tape_repeats_itself_after_some_tokens() -> None:
+    made = stop_tape()
+    size = {token: made.play(token, 101).index(token) + 1 for token in range(101)}
+    assert sorted(size.values()) == sorted(one for cycle in (*CYCLES, 62) for one in [cycle] * cycle)
+    assert len(set(made.pieces)) == 101
+    assert {len(piece) for token, piece in enumerate(made.pieces) if size[token] < 62} == {1, 2, 3}
+    assert {len(piece) for token, piece in enumerate(made.pieces) if size[token] == 62} == {1}
+
+
+@pytest.mark.parametrize("edit", NAMED)
+def test_eos_ids_stand_in_the_files_that_an_edit_says(edit, tmp_path) -> None:
+    edited(stop_tape().checkpoint, edit).write(tmp_path)
+    found = {}
+    for name in (GENERATION, CONFIG):
+        path = tmp_path / name
+        ids = json.loads(path.read_text())["eos_token_id"] if path.exists() else None
+        found[name] = tuple(ids) if isinstance(ids, list) else () if ids is None else (ids,)
+    tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    token = json.loads((tmp_path / TOKENIZER).read_text()).get("eos_token")
+    found[TOKENIZER] = () if token is None else (tokenizer.token_to_id(token),)
+    assert {name: ids for name, ids in found.items() if ids} == NAMED[edit]
+    assert tokenizer.decode(list(range(101))) == "".join(stop_tape().pieces)
+
+
+def test_eos_ids_lie_apart_in_the_script() -> None:
+    """So that a row which ends at one of them within 6 tokens has met no other."""
+    made = stop_tape()
+    for one in EOS:
+        assert not {*EOS} - {one} & {*made.play(made.before(one, 6), 6)}
 
 
 def test_a_scope_reads_the_attention_weights_of_the_oracle() -> None:

@@ -10,11 +10,49 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+from lmconform.checkpoints import rope_edits, stream_edits
+from lmconform.checkpoints.eos import EOS_EDITS
+from lmconform.checkpoints.heads import (
+    copy_first_kv_head,
+    enlarge_values,
+    keep_first_kv_head,
+    name_dropout,
+    repeat_kv,
+    repeat_kv_backwards,
+    uneven_heads,
+)
 from lmconform.checkpoints.layout import Checkpoint
 
 Edit = Callable[[Checkpoint], Checkpoint]
 
-EDITS: dict[str, Edit] = {}
+SMALL_CONTEXT = 32
+
+
+def small_context(checkpoint: Checkpoint) -> Checkpoint:
+    """The same decoder, which says that it has only ``SMALL_CONTEXT`` positions."""
+    return replace(checkpoint, config={**checkpoint.config, "max_position_embeddings": SMALL_CONTEXT})
+
+
+EDITS: dict[str, Edit] = {
+    "repeat-kv": repeat_kv,
+    "repeat-kv-backwards": repeat_kv_backwards,
+    "first-kv-head": keep_first_kv_head,
+    "equal-kv-heads": copy_first_kv_head,
+    "uneven-heads": uneven_heads,
+    "large-values": enlarge_values,
+    "attention-dropout": name_dropout,
+    "small-context": small_context,
+    "quarter-turned": rope_edits.quarter_turned,
+    "linear-rope": rope_edits.linear,
+    "older-rope-spelling": rope_edits.older_spelling,
+    "newer-rope-spelling": rope_edits.newer_spelling,
+    "empty-layer": stream_edits.empty_layer,
+    "larger-stream": stream_edits.larger_stream,
+    "tied": stream_edits.tied,
+    "copied-head": stream_edits.copied_head,
+    "overflowing-head": stream_edits.overflowing_head,
+    **EOS_EDITS,
+}
 """The edits that tests may ask the engine to load, by name."""
 
 

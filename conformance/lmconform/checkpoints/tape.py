@@ -1,17 +1,32 @@
-"""The tape: a checkpoint whose scores depend on the last token alone.
+"""Tapes: checkpoints whose scores depend on the last token alone, so that greedy decoding follows a script.
 
-All sublayers add nothing. The head row of the successor of token a reads the embedding of a, so that greedy decoding
-follows a script, and row t of the scores names tokens[t].
+All sublayers add nothing. The head row of the token that follows a reads the embedding of a, and row t of the scores
+names the token that follows tokens[t].
+
+``tape`` plays one cycle through the whole vocabulary; the preflight reads it. ``stop_tape`` is made for stop
+conditions: its cycles are short and long, so that tokens come again; its pieces of text hold one to three characters
+of a small alphabet, so that strings overlap, and begin and end inside tokens; and after each token three ids are
+ranked, so that the script goes on where the first of them may not be drawn.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from itertools import product
+
 import numpy as np
 
-from lmconform.checkpoints.layout import Checkpoint, Shape, on_grid
+from lmconform.adapter import Array
+from lmconform.checkpoints.layout import Checkpoint, Shape, character, on_grid, tokenizer
 
 SHAPE = Shape(hidden_size=128, num_attention_heads=4, num_key_value_heads=2, head_dim=32, vocab_size=101)
 PEAK = 2.5  # head gain: after the final norm the successor stands 2.5·sqrt(hidden_size), about 28, above the rest
+RANKS = (4.0, 2.0, 1.0)  # the same for the first, second and third id after a token: 45, 23 and 11 above the rest
+
+SPELLED = tuple("".join(letters) for size in (1, 2, 3) for letters in product("xyz", repeat=size))
+FIRST_SPELLED = 6  # before them stand a to f, see ``character``
+CYCLES = (1, 2, 3, 5, 28)  # of the ids that are spelled; all others make up one more
 
 
 def successor(token: int, vocab_size: int) -> int:
@@ -23,14 +38,87 @@ def tape(shape: Shape = SHAPE) -> Checkpoint:
     """The tape in this shape; the vocabulary may be at most hidden_size wide, and prime to 7."""
     if shape.vocab_size > shape.hidden_size or shape.vocab_size % 7 == 0:
         raise ValueError(f"A tape needs vocab_size <= hidden_size and prime to 7; got {shape.vocab_size}.")
-    weights = {name: np.zeros(size, np.float32) for name, size in shape.tensors().items()}
-    for name, value in weights.items():
-        if value.ndim == 1:
-            value[:] = 1
-        elif name == "model.embed_tokens.weight":
-            np.fill_diagonal(value, 1)
-    head = weights["lm_head.weight"]
+    head = np.zeros((shape.vocab_size, shape.hidden_size), np.float32)
     for token in range(shape.vocab_size):
         head[successor(token, shape.vocab_size), token] = PEAK
-    weights = {name: on_grid(value) for name, value in weights.items()}
-    return Checkpoint("tape", shape.config(), weights, {"kind": "tape"})
+    return Checkpoint("tape", shape.config(), _weights(shape, head), {"kind": "tape"})
+
+
+@dataclass(frozen=True, eq=False)
+class StopTape:
+    """A tape for stop conditions: its checkpoint, and what it plays."""
+
+    checkpoint: Checkpoint
+    ranking: tuple[tuple[int, ...], ...]
+    """For each token the three ids that follow it, the most probable first."""
+    pieces: tuple[str, ...]
+    """The text of each id."""
+
+    def play(self, last: int, count: int, masked: Collection[int] = (), least: int = 0) -> tuple[int, ...]:
+        """The ``count`` tokens after ``last``; among the first ``least`` of them none is of ``masked``.
+
+        Raises ValueError where all ids that are ranked are masked.
+        """
+        tokens = [last]
+        for n in range(1, count + 1):
+            allowed = [token for token in self.ranking[tokens[-1]] if n > least or token not in masked]
+            if not allowed:
+                raise ValueError(f"After {tokens[-1]} come {self.ranking[tokens[-1]]}, and all of them are masked.")
+            tokens.append(allowed[0])
+        return tuple(tokens[1:])
+
+    def before(self, token: int, n: int) -> int:
+        """The token after which ``token`` is the n-th new one."""
+        previous = {ranked[0]: last for last, ranked in enumerate(self.ranking)}
+        for _ in range(n):
+            token = previous[token]
+        return token
+
+    def text(self, tokens: Sequence[int]) -> list[str]:
+        """The pieces of text of ``tokens``."""
+        return [self.pieces[token] for token in tokens]
+
+
+def stop_tape(shape: Shape = SHAPE) -> StopTape:
+    """The stop tape in this shape; the vocabulary may be at most hidden_size wide, and must hold the pieces."""
+    if not FIRST_SPELLED + len(SPELLED) < shape.vocab_size <= shape.hidden_size:
+        raise ValueError(f"A stop tape needs more than 45 ids and vocab_size <= hidden_size; got {shape.vocab_size}.")
+    follows = _follows(shape.vocab_size)
+    ranking = tuple(_ranked(token, follow, shape.vocab_size) for token, follow in enumerate(follows))
+    head = np.zeros((shape.vocab_size, shape.hidden_size), np.float32)
+    for token, ranked in enumerate(ranking):
+        head[list(ranked), token] = RANKS
+    plain = [character(token) for token in range(shape.vocab_size)]
+    pieces = (*plain[:FIRST_SPELLED], *SPELLED, *plain[FIRST_SPELLED + len(SPELLED) :])
+    files = {"tokenizer.json": tokenizer(pieces)}
+    checkpoint = Checkpoint("stop-tape", shape.config(), _weights(shape, head), {"kind": "stop-tape"}, files)
+    return StopTape(checkpoint, ranking, pieces)
+
+
+def _weights(shape: Shape, head: Array) -> dict[str, Array]:
+    """One-hot embeddings, sublayers of zeros, norms of ones, and this head, [V, hidden_size]."""
+    weights = {name: np.zeros(size, np.float32) for name, size in shape.tensors().items()}
+    for value in weights.values():
+        if value.ndim == 1:
+            value[:] = 1
+    np.fill_diagonal(weights["model.embed_tokens.weight"], 1)
+    weights["lm_head.weight"] = head
+    return {name: on_grid(value) for name, value in weights.items()}
+
+
+def _follows(vocab_size: int) -> list[int]:
+    """The first id after each token: the cycles of the spelled ids, and one of all others."""
+    generator = np.random.default_rng(7)
+    spelled = np.arange(FIRST_SPELLED, FIRST_SPELLED + len(SPELLED))
+    others = np.setdiff1d(np.arange(vocab_size), spelled)
+    parts = np.split(generator.permutation(spelled), np.cumsum(CYCLES)[:-1])
+    follows = np.zeros(vocab_size, int)
+    for cycle in (*parts, generator.permutation(others)):
+        follows[cycle] = np.roll(cycle, -1)
+    return follows.tolist()
+
+
+def _ranked(token: int, first: int, vocab_size: int) -> tuple[int, ...]:
+    """``first`` and two more ids, all different, that lead to other places of the script."""
+    others = ((token + step) % vocab_size for step in (37, 53, 71))
+    return (first, *[other for other in others if other != first][:2])
