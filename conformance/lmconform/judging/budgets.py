@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from math import sqrt
 from typing import Literal
 
@@ -22,7 +22,7 @@ from lmconform.checkpoints.layout import Checkpoint
 from lmconform.judging.arithmetic import NAIVE_VARIANTS, NOISE_RUNS, UNIT_ROUNDOFF, variants
 from lmconform.judging.naive import decode
 from lmconform.spec.categorical_output import log_softmax
-from lmconform.spec.decoder import decoder, read_config
+from lmconform.spec.decoder import Config, decoder, read_config
 
 FACTORS: dict[str, tuple[float, float, float]] = {
     "float64": (8, 8, 8),
@@ -86,6 +86,12 @@ class Budget:
         return max(self.shares(error)) if np.isfinite(error).all() else float("inf")
 
 
+def sum_bound(logprobs: Array, precision: Precision) -> float:
+    """Bound on |log of the sum of probabilities| of one row [V]: each is rounded, the large ones count most."""
+    error = (np.exp(logprobs) * (1 + np.abs(logprobs))).sum() * UNIT_ROUNDOFF[precision.logprobs]
+    return float(FACTORS[precision.logprobs][0] * error)
+
+
 class Yardstick:
     """Oracle and legal errors of one checkpoint in one precision, computed once a sequence."""
 
@@ -95,10 +101,14 @@ class Yardstick:
         self._ways = variants(precision)
         if sum(value.size for value in checkpoint.weights.values()) > LARGE:
             self._ways = self._ways[::NOISE_RUNS]
-        self._config = read_config(checkpoint.config)
         self._weights = {name: np.asarray(value, np.float64) for name, value in checkpoint.weights.items()}
         self._tables = Tables(self._compute)
         self.edited = lru_cache(maxsize=32)(self._edited)
+
+    @cached_property
+    def _config(self) -> Config:
+        """Read when first asked for: an engine may be offered a checkpoint that is no decoder."""
+        return read_config(self.checkpoint.config)
 
     def oracle(self, tokens: tuple[int, ...]) -> Array:
         """The standard's scores, [T, V]."""
@@ -139,8 +149,8 @@ class Yardstick:
             rows = log_softmax(rows)
             rows[1:] = [getattr(how, logprobs)(row) for how, row in zip(self._ways, rows[1:], strict=True)]
         rows = rows if columns is None else rows[:, :, list(columns)]
-        values = np.array([(reading or centred)(row).reshape(len(places), -1) for row in rows])
-        return values[0], _budget(values[1:] - values[0], values[0], self.precision, sides)
+        values = np.array([_flat((reading or centred)(row)) for row in rows])
+        return values[0], bounds(values[1:] - values[0], values[0], self.precision, sides)
 
 
 class Edited:
@@ -182,13 +192,18 @@ class Tables:
         return np.stack([tables[tokens][:, position] for tokens, position in places], axis=1)
 
 
+def _flat(values: Array) -> Array:
+    """[n, ...] as [n, K]."""
+    return values.reshape(len(values), -1)
+
+
 def centred(rows: Array) -> Array:
     """Rows minus their means; a score of -inf (a masked id) is left out of the mean."""
     finite = np.where(np.isfinite(rows), rows, np.nan)
     return rows - np.nanmean(finite, axis=-1, keepdims=True)
 
 
-def _budget(legal: Array, wanted: Array, precision: Precision, sides: int) -> Budget:
+def bounds(legal: Array, wanted: Array, precision: Precision, sides: int = 1) -> Budget:
     """From legal errors [runs, n, K]. The rounding of the returned scores themselves is part of S."""
     first_noise = len(legal) * NAIVE_VARIANTS // (NAIVE_VARIANTS + NOISE_RUNS)
     naive, noise = legal[:first_noise], legal[first_noise:]
