@@ -48,7 +48,9 @@ def check(
     engine: Annotated[str, typer.Argument(help="A name of `lmconform engines`, module:Class, or file.py:Class.")],
     profile: Annotated[ProfileName, typer.Option(help="How much to do.")] = ProfileName.QUICK,
     only: Annotated[str, typer.Option(help="Requirements or pages, such as CM-4 or CM,ROPE.")] = "",
-    access: Annotated[str, typer.Option(help="Only these doors: score, score_batch, session, generate.")] = "",
+    access: Annotated[
+        str, typer.Option(help="Only these doors: score, score_batch, session, generate, operators.")
+    ] = "",
     report: Annotated[Path, typer.Option(help="Where report.json, junit.xml and counterexamples go.")] = Path(
         "lmconform-report"
     ),

@@ -51,7 +51,7 @@ BROKEN = {
     "odd head_dim": ({"config": fields(head_dim=15)}, ["15", "even"]),
     "size as text": ({"config": fields(hidden_size="64")}, ["hidden_size", "'64'"]),
     "rope as text": ({"config": fields(rope_parameters="default")}, ["'default'"]),
-    "other model": ({"config": fields(model_type="gpt2")}, ["model_type", "'gpt2'", "'llama'"]),
+    "other model": ({"config": fields(model_type="mamba")}, ["model_type", "'mamba'", "'llama'", "'phi3'", "'gpt2'"]),
     "no JSON": ({"text": "{"}, ["config.json", "is not JSON"]),
     "no object": ({"config": [1]}, ["config.json", "list", "object was expected"]),
 }

@@ -3,9 +3,10 @@
 import pytest
 from hypothesis import strategies as st
 
+from lmconform.adapter import Refused
 from lmconform.judging.budgets import CERTAIN
 from lmconform.suite.dsl import STREAMS, Decides
-from lmconform.suite.examples import REDRAWS, SHRINKS, Runner
+from lmconform.suite.examples import REDRAWS, SHRINKS, Example, Runner
 from lmconform.suite.expect import Exceeded, Finding, Unfit
 
 
@@ -63,6 +64,32 @@ def test_an_engine_that_changes_its_mind_is_judged_by_its_first_answer() -> None
             raise exceeded(1e6)
 
     assert runner(body, n=st.integers(0, 100)).search(30, 1) is not None
+
+
+def test_what_is_declined_while_a_failure_is_made_small_hides_nothing() -> None:
+    def body(model, expect, draw, n):
+        if n > 20:
+            raise exceeded(1e6)
+        if n > 10:
+            raise Refused("too long")
+
+    under = runner(body, n=st.integers(11, 100))
+    under._failed = (Example({"n": 30}, 0), exceeded(1e6))  # as if found before
+    under._judge(Example({"n": 15}, 0))
+    with pytest.raises(Exceeded):
+        under._judge(Example({"n": 25}, 0))
+
+
+def test_an_engine_that_declines_once_is_taken_at_its_word() -> None:
+    calls = []
+
+    def body(model, expect, draw, n):
+        calls.append(n)
+        if len(calls) == 1:
+            raise Refused("not now")
+
+    with pytest.raises(Refused, match="not now"):
+        runner(body, n=st.integers(0, 3)).search(5, 1)
 
 
 @pytest.mark.parametrize("confirmed", range(REDRAWS + 1))

@@ -8,9 +8,9 @@ from lmconform.adapter import NotOffered, Refused
 from lmconform.checkpoints.random import SHAPES
 from lmconform.suite.dsl import LOUD_SCOPE, RANDOM, SCOPE
 from lmconform.suite.instruments import LENGTHS, TAPE
-from lmconform.suite.plan import EDGES, GIVEN, MAX_TOKENS, PROFILES, Case, Plan, given_material
+from lmconform.suite.plan import EDGES, FAMILIES, GIVEN, MAX_TOKENS, PROFILES, Case, Plan, given_material
 
-ALL = (RANDOM, SCOPE, LOUD_SCOPE)
+ALL = (RANDOM, FAMILIES, SCOPE, LOUD_SCOPE)
 
 
 def plan(bench, profile="quick", given=None) -> Plan:
@@ -47,6 +47,22 @@ def test_an_engine_that_refuses_every_shape_is_told_why_nothing_is_judged(bench,
     monkeypatch.setattr(bench.connection, "accepts", lambda config: "none of these")
     with pytest.raises(Refused, match=r"accepts no shape of the suite.*none of these"):
         plan(bench).material("loud-0")
+
+
+def test_the_other_families_are_those_of_the_page(bench) -> None:
+    found = plan(bench)
+    names = [case.checkpoint for case in found.cases([FAMILIES], every_regime=False)]
+    assert [found.material(name).checkpoint.config["model_type"] for name in names] == ["gpt2", "phi3"]
+    one, other = (found.material(name).checkpoint for name in ("quiet-gpt2", "quiet-gpt2#1"))
+    assert (one.config, one.name) == (other.config, other.name)
+    assert (one.weights["transformer.wpe.weight"] != other.weights["transformer.wpe.weight"]).mean() > 0.9
+
+
+def test_a_family_that_the_engine_refuses_is_refused_with_its_reason(bench, monkeypatch) -> None:
+    monkeypatch.setattr(bench.connection, "accepts", lambda config: "no Conv1D" if "n_embd" in config else None)
+    with pytest.raises(Refused, match="a checkpoint of the family gpt2; its reason is: no Conv1D"):
+        plan(bench).material("quiet-gpt2")
+    assert plan(bench).material("quiet-phi3").checkpoint.config["model_type"] == "phi3"
 
 
 def test_a_seed_and_a_redraw_change_the_weights_and_nothing_else(bench) -> None:

@@ -124,7 +124,7 @@ def append(directory: Path, record: dict[str, Any]) -> None:
         folder = directory / COUNTEREXAMPLES
         folder.mkdir(exist_ok=True)
         name = f"{record['requirement']}-{record['test']}-{record['case']}.json"
-        path = folder / name.replace("/", "_")  # the engine names its regimes
+        path = folder / name.replace("/", "_").replace(" ", "_")  # the engine names its regimes and operators
         path.write_text(_dump(record["counterexample"]))
         record["counterexample_path"] = str(path)
     with (directory / RECORDS).open("a") as lines:

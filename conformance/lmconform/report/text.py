@@ -14,6 +14,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from lmconform.judging.statistics import FALSE_ALARM, POWER
 from lmconform.judging.verdict import BLOCKING, MEANING, MIN_BITES, Verdict
 from lmconform.report.results import Outcome, Results
 from lmconform.report.tables import STYLE, tables
@@ -78,6 +79,7 @@ def summary(console: Console, results: Results) -> None:
     if results.run.get("note"):
         console.print(Text(results.run["note"], STYLE[Verdict.NOT_RUN]))
     _doors(console, results)
+    _sampling(console, results)
     console.print(_last_line(results, outcomes))
 
 
@@ -124,6 +126,8 @@ def card(outcome: Outcome, engine: str) -> Panel:
 
 
 def _error(finding: Mapping[str, Any]) -> str:
+    if finding.get("odds"):
+        return str(finding["odds"])
     if not math.isfinite(finding["error"]):
         return "beyond any budget"
     if not finding["budget"]:
@@ -167,6 +171,17 @@ def _doors(console: Console, results: Results) -> None:
     if costs:
         parts.append(f"{len(costs['checkpoints'])} checkpoints, {costs['loads']} loads, {costs['calls']} calls")
     console.print(f"[dim]{'; '.join(parts)}; {results.run['seconds']:.0f} s[/]")
+
+
+def _sampling(console: Console, results: Results) -> None:
+    """How sure the run is of what it says of draws."""
+    questions = sum(record.get("questions", 0) for record in results.records)
+    if questions:
+        draws = sum(record.get("draws", 0) for record in results.records)
+        console.print(
+            f"[dim]{draws} draws for {questions} questions: the run fails a right engine with a probability of at most "
+            f"{questions * FALSE_ALARM:.1g}, and each question shows its faults with one of at least {POWER:g}[/]"
+        )
 
 
 def _last_line(results: Results, outcomes: list[Outcome]) -> Text:

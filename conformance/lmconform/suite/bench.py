@@ -7,7 +7,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from hypothesis.configuration import set_hypothesis_home_dir
 
 from lmconform.adapter import Needs, NotOffered, Refused
 from lmconform.judging.budgets import Yardstick
+from lmconform.judging.operators import OperatorYardstick
 from lmconform.judging.verdict import Verdict
 from lmconform.spec import requirements
 from lmconform.suite.choose import DOORS
@@ -22,7 +23,8 @@ from lmconform.suite.dsl import Decides
 from lmconform.suite.examples import Example, Runner
 from lmconform.suite.expect import Exceeded, Tally
 from lmconform.suite.instruments import TAPE, Material
-from lmconform.suite.plan import MAX_TOKENS, Case, Plan
+from lmconform.suite.operators import Kernel, kernel_words
+from lmconform.suite.plan import MAX_ROWS, Case, Plan
 from lmconform.suite.preflight import AdapterOff, in_context, preflight
 from lmconform.suite.subject import MOST_LOGPROBS, Subject
 from lmconform.transport.client import Connection, EngineFault, RemoteModel
@@ -48,6 +50,8 @@ class Record:
     bites: int = 0
     worst: float = 0.0
     suspicions: int = 0
+    questions: int = 0
+    draws: int = 0
     seconds: float = 0.0
     finding: dict[str, Any] = field(default_factory=dict)
     counterexample: dict[str, Any] = field(default_factory=dict)
@@ -65,6 +69,7 @@ class Bench:
         set_hypothesis_home_dir(Path(self._folder.name) / "hypothesis")  # nothing in the user's folder
         self._materials: dict[str, tuple[Material, Yardstick, Path]] = {}
         self._models: OrderedDict[Case, RemoteModel] = OrderedDict()
+        self._yardstick = OperatorYardstick(plan.precision)
         self._fault: AdapterOff | EngineFault | NotOffered | Refused | None = None
         self._ready: set[str | None] = set()
         self._breakdowns = 0
@@ -92,7 +97,7 @@ class Bench:
         """Judge one recorded example again; never raises what the engine did."""
         record = Record(spec.requirement, Verdict.PASS, spec.body.__name__, spec.door, str(case))
         with _recorded(record):
-            exceeded = Runner(spec, self.subject(case), None).replay(example)
+            exceeded = self._runner(spec, case).replay(example)
             if exceeded is not None:
                 self._fail(record, spec, case, example, exceeded)
         return record
@@ -108,20 +113,30 @@ class Bench:
         self._folder.cleanup()
 
     def _judge(self, spec: Decides, case: Case, record: Record, tally: Tally) -> None:
-        subject = self.subject(case)
-        if DOORS[spec.door] not in subject.doors:
-            raise NotOffered(spec.door)
-        redrawn = self._redrawer(case) if subject.material.redrawable else None
-        runner = Runner(spec, subject, redrawn)
+        runner = self._runner(spec, case)
         runner.tally = tally
         found = runner.search(self.plan.examples(case), self.plan.seed, self._database)
         record.worst, record.suspicions = tally.worst, tally.suspicions
+        record.questions, record.draws = tally.questions, tally.draws
         if found is not None:
             self._fail(record, spec, case, *found)
+        elif not tally.bites and tally.refusals:
+            raise Refused(tally.refusals[0])
         elif not tally.bites and tally.unresolved:
             record.verdict, record.reason = Verdict.UNRESOLVED, tally.unresolved[0]
         else:
             record.verdict = Verdict.PASS
+
+    def _runner(self, spec: Decides, case: Case) -> Runner:
+        if spec.door == "operators":
+            if case.checkpoint not in self.plan.operators:
+                raise NotOffered(f"an operator {case.checkpoint}")
+            kernel = Kernel(case.checkpoint, self.plan.operators[case.checkpoint], self._yardstick)
+            return Runner(spec, kernel, None, kernel_words)
+        subject = self.subject(case)
+        if DOORS[spec.door] not in subject.doors:
+            raise NotOffered(spec.door)
+        return Runner(spec, subject, self._redrawer(case) if subject.material.redrawable else None)
 
     def _fail(self, record: Record, spec: Decides, case: Case, example: Example, exceeded: Exceeded) -> None:
         record.verdict, record.reason = Verdict.FAIL, str(exceeded)
@@ -136,13 +151,18 @@ class Bench:
             },
             "test": spec.body.__name__,
             "checkpoint": case.checkpoint,
-            "recipe": dict(self._materials[case.checkpoint][0].checkpoint.recipe),
+            "recipe": self._recipe(case),
             "regime": case.regime,
             "profile": self.plan.profile.name,
             "plan_seed": self.plan.seed,
             "structure": example.structure,
             "seed": example.seed,
         }
+
+    def _recipe(self, case: Case) -> dict[str, Any]:
+        """How the checkpoint was made; an operator's inputs follow from the structure and the seed alone."""
+        made = self._materials.get(case.checkpoint)
+        return {"kind": "operator", "name": case.checkpoint} if made is None else dict(made[0].checkpoint.recipe)
 
     def _redrawer(self, case: Case) -> Any:
         return lambda number: self.subject(Case(f"{case.checkpoint}#{number}", case.regime))
@@ -186,7 +206,8 @@ class Bench:
             while len(self._models) >= LOADED:
                 self._models.popitem(last=False)[1].close()
             needs = Needs(
-                max_tokens=MAX_TOKENS,
+                max_tokens=case.max_tokens,
+                max_rows=MAX_ROWS,
                 top_n=min(material.checkpoint.vocab_size, MOST_LOGPROBS),
                 regime=case.regime,
             )
@@ -197,11 +218,16 @@ class Bench:
                 f"the loaded model reports a vocabulary of {model.vocab_size} ids; its config.json says "
                 f"{material.checkpoint.vocab_size}. Report the width of the checkpoint and cut padded columns off."
             )
-        return Subject(model, material, yardstick, case, self._edited(case))
+        loaders = self._edited(case), self._with_room(case)
+        return Subject(model, material, yardstick, case, *loaders, self.plan.profile.draws)
 
     def _edited(self, case: Case) -> Callable[[str], Subject]:
         """Loads the case's checkpoint after an edit, in the same regime."""
         return lambda edit: self._subject(Case(f"{case.checkpoint}~{edit}", case.regime))
+
+    def _with_room(self, case: Case) -> Callable[[int], Subject]:
+        """Loads the case's checkpoint with room for other lengths, in the same regime."""
+        return lambda tokens: self._subject(replace(case, max_tokens=tokens))
 
     def _material(self, name: str) -> tuple[Material, Yardstick, Path]:
         if name not in self._materials:

@@ -7,8 +7,14 @@ from difflib import get_close_matches
 
 from lmconform.spec import Requirement, requirements
 
-DOORS = {"score": "score", "score_batch": "score_batch", "session": "open", "generate": "generate"}
-"""Ways of asking an engine, and the model's method behind each."""
+DOORS = {
+    "score": "score",
+    "score_batch": "score_batch",
+    "session": "open",
+    "generate": "generate",
+    "operators": "operators",
+}
+"""Ways of asking an engine, and the method behind each: the engine's for ``operators``, the model's for the others."""
 
 
 class UnknownRequirement(ValueError):

@@ -10,35 +10,62 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, wraps
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
 
 from lmconform.adapter import Array
-from lmconform.suite.expect import Exceeded, Expect, Finding, Mask, earlier, itself, later
-from lmconform.suite.instruments import LOUD_SCOPE, SCOPE
-from lmconform.suite.plan import MAX_TOKENS, RANDOM, Case
-from lmconform.suite.subject import Scores, Subject, Tokens
+from lmconform.suite.expect import Edits, Exceeded, Expect, Finding, Mask, earlier, itself, later
+from lmconform.suite.gauge import Gauge
+from lmconform.suite.instruments import (
+    BALANCE,
+    DIAL,
+    DICE,
+    HUGE_BALANCE,
+    LADDER,
+    LOUD_SCOPE,
+    POISON,
+    SCOPE,
+    TURNING_SCOPE,
+)
+from lmconform.suite.plan import FAMILIES, FIRST_RANDOM, MAX_TOKENS, RANDOM, Case
+from lmconform.suite.subject import Scores, Subject, Tokens, joined
 from lmconform.transport.client import NotFinite
 
 __all__ = [
+    "BALANCE",
+    "DIAL",
+    "DICE",
+    "FAMILIES",
+    "FIRST_RANDOM",
+    "HUGE_BALANCE",
+    "LADDER",
     "LOUD_SCOPE",
+    "POISON",
     "RANDOM",
     "SCOPE",
+    "TURNING_SCOPE",
     "Array",
     "Decides",
     "Draw",
+    "Edits",
     "Expect",
+    "Gauge",
     "Mask",
     "Scores",
+    "Structure",
     "Subject",
     "Tokens",
+    "agreeing",
     "chunks",
     "contents",
     "decides",
+    "decoding",
     "earlier",
     "itself",
+    "joined",
     "later",
     "lengths",
     "rows",
@@ -47,7 +74,8 @@ __all__ = [
 
 STREAMS = 6
 """Different sequences that ``Draw.tokens`` begins with, over all seeds."""
-Structure = Callable[[Subject], st.SearchStrategy[Any]]
+Structure = Callable[[Any], st.SearchStrategy[Any]]
+"""From the subject (a model, or an operator) to what an example is drawn from."""
 
 
 @dataclass(frozen=True)
@@ -146,6 +174,12 @@ class Draw:
         return tuple(((np.array(tokens, np.int64) + steps) % self._vocab_size).tolist())
 
 
+def agreeing(one: Scores, other: Scores) -> slice:
+    """The first rows of two continuations, as long as both chose the same tokens."""
+    pairs = zip(one.places, other.places, strict=False)
+    return slice(len(list(takewhile(lambda pair: pair[0] == pair[1], pairs))))
+
+
 def lengths(at_least: int = 1) -> Structure:
     """The length of a sequence, one of the few that the checkpoint is used with."""
     return lambda model: st.sampled_from([n for n in model.lengths if n >= at_least])
@@ -174,6 +208,17 @@ def chunks(at_least: int = 2) -> Structure:
         return cuts.map(lambda inner: tuple(np.diff([0, *sorted(inner), n]).tolist()))
 
     return lambda model: st.sampled_from([n for n in model.lengths if n >= at_least]).flatmap(split)
+
+
+def decoding(at_least: int = 3) -> Structure:
+    """Sizes of one or two chunks and of two decode steps; together one of the checkpoint's lengths."""
+
+    def split(pair: tuple[int, int]) -> tuple[int, ...]:
+        length, cut = pair
+        first = min(cut, length - 2)
+        return tuple(size for size in (first, length - 2 - first, 1, 1) if size)
+
+    return lambda model: spans(at_least)(model).map(split)
 
 
 def rows(at_most: int = 4) -> Structure:

@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings
 from hypothesis import strategies as st
 from hypothesis.database import DirectoryBasedExampleDatabase
 
+from lmconform.adapter import NotOffered, Refused
 from lmconform.judging.budgets import CERTAIN
 from lmconform.suite.dsl import Decides, Draw, Expect, Subject
 from lmconform.suite.expect import Exceeded, Tally, Unfit
@@ -26,6 +27,13 @@ REDRAWS = 3
 SEEDS = 2**16
 
 Structure = dict[str, Any]
+Words = Callable[[Any, Tally, int], tuple[Any, Any]]
+"""From the subject, the tally and a seed: ``expect`` and ``draw`` of one example."""
+
+
+def model_words(subject: Subject, tally: Tally, token_seed: int) -> tuple[Expect, Draw]:
+    """What a test of a model is called with, beside the model."""
+    return Expect(subject, tally), Draw(token_seed, subject.vocab_size)
 
 
 @dataclass(frozen=True)
@@ -39,12 +47,15 @@ class Example:
 class Runner:
     """Examples of one test on one subject."""
 
-    def __init__(self, spec: Decides, subject: Subject, redrawn: Callable[[int], Subject] | None) -> None:
+    def __init__(
+        self, spec: Decides, subject: Any, redrawn: Callable[[int], Any] | None, words: Words = model_words
+    ) -> None:
         self.tally = Tally()
+        self._words = words
         self._spec = spec
         self._subject = subject
         self._redrawn = redrawn
-        self._remembered: dict[str, Exceeded | None] = {}
+        self._remembered: dict[str, Exceeded | NotOffered | Refused | None] = {}
         self._failed: tuple[Example, Exceeded] | None = None
         self._shrinks = 0
 
@@ -100,15 +111,23 @@ class Runner:
                 self._shrinks += 1
                 if self._shrinks > SHRINKS:
                     return
-            self._remembered[key] = self._outcome(self._subject, example, self.tally)
+            self._remembered[key] = self._answered(example)
         found = self._remembered[key]
-        if found is not None:
+        if isinstance(found, Exceeded):
             self._failed = (example, found)
+        if found is not None:
             raise found
 
-    def _outcome(self, subject: Subject, example: Example, tally: Tally) -> Exceeded | None:
+    def _answered(self, example: Example) -> Exceeded | NotOffered | Refused | None:
+        """The outcome of an example; what the engine declines while a failure is made smaller is no outcome."""
+        try:
+            return self._outcome(self._subject, example, self.tally)
+        except (NotOffered, Refused) as declined:
+            return declined.with_traceback(None) if self._failed is None else None
+
+    def _outcome(self, subject: Any, example: Example, tally: Tally) -> Exceeded | None:
         tally.examples += 1
-        expect, draw = Expect(subject, tally), Draw(example.seed, subject.vocab_size)
+        expect, draw = self._words(subject, tally, example.seed)
         try:
             self._spec.body(subject, expect, draw, **example.structure)
         except Exceeded as exceeded:

@@ -1,22 +1,33 @@
-"""What a test may say: `bites`; `agrees`, `close`, `tokens`; `reads`, `sees`, `zero`; `same`, `holds`.
+"""What a test may say.
+
+`bites`, `shows`; `agrees`, `close`, `tokens`; `reads`, `measures`, `sees`, `zero`; `weighs`; `same`, `holds`,
+`undecided`; `on`; `follows`, `sums_to_one`; `in_vocabulary`, `refuses`.
 
 A test never writes a tolerance. Budgets come from ``judging``; an exceedance carries a Finding for the failure card.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass, field
+from typing import NoReturn, Protocol, TypeVar
 
 import numpy as np
 
-from lmconform.adapter import Array
+from lmconform.adapter import Array, Refused
 from lmconform.checkpoints.edits import Edit
-from lmconform.judging.budgets import CERTAIN, Budget, centred
+from lmconform.judging.budgets import CERTAIN, Budget, centred, sum_bound
+from lmconform.judging.statistics import Evidence, Question, ask
+from lmconform.suite.meters import measured
 from lmconform.suite.subject import Scores, Subject, Tokens
+from lmconform.transport.client import EngineRaised, NotFinite, UnknownId
 
 Relation = Callable[[int, int], bool]
 Mask = Callable[[int, int], Array]
+Meter = Callable[[Array], Array]
+"""What is read from the scores [n, K] of a scope's columns: [n, L, H_q, ...]."""
+Answer = TypeVar("Answer")
 
 
 def itself(position: int, seen: int) -> bool:
@@ -44,6 +55,8 @@ class Finding:
     where: str
     error: float
     budget: float
+    odds: str = ""
+    """How improbable it is, where draws are judged and no budget is."""
 
     @property
     def excess(self) -> float:
@@ -57,6 +70,18 @@ class Exceeded(AssertionError):
     def __init__(self, finding: Finding) -> None:
         super().__init__(f"{finding.what}: measured {finding.measured}, wanted {finding.wanted}, at {finding.where}")
         self.finding = finding
+
+
+@dataclass(frozen=True)
+class Edits:
+    """The checkpoints on which the oracle computes what a wrong engine makes of each side of a law."""
+
+    got: Edit
+    wanted: Edit
+
+
+Fault = tuple[Mask, Mask] | Edit | Edits
+"""What is wrong with an imagined engine: its masks, or edits; one for both sides of a law, or one for each."""
 
 
 class Unfit(Exception):
@@ -73,8 +98,24 @@ class Tally:
     worst: float = 0.0
     """Largest error seen, in units of its budget."""
     unresolved: list[str] = field(default_factory=list)
+    refusals: list[str] = field(default_factory=list)
+    """Why an operator refused examples."""
     suspicions: int = 0
     """Exceedances of noise's size that fresh draws did not confirm."""
+    questions: int = 0
+    """Asked of draws; each may fail a right engine with probability FALSE_ALARM."""
+    draws: int = 0
+
+
+class Draws(Protocol):
+    """Something that can be drawn again and again, and the probabilities that its outcomes should have."""
+
+    wanted: Array
+    slack: float
+    where: str
+
+    def __call__(self, number: int, /) -> list[int]:
+        """At least ``number`` fresh outcomes."""
 
 
 class Expect:
@@ -86,9 +127,31 @@ class Expect:
         self.bit = False
         """Whether this example could have shown a fault."""
 
+    @property
+    def subject(self) -> Subject:
+        """The model that this example is about."""
+        return self._subject
+
+    @property
+    def tally(self) -> Tally:
+        """What the examples of the test amount to so far."""
+        return self._tally
+
     def bites(self, could_show_a_fault: bool) -> None:
         """Say whether this example could have shown the fault. A requirement that never bit is vacuous."""
         self.bit |= bool(could_show_a_fault)
+
+    def shows(self, scores: Scores, fault: Edit) -> None:
+        """The example bites if these scores of a faulty engine would be beyond the budget of two results.
+
+        ``fault`` makes the checkpoint on which the oracle computes what that engine would.
+        """
+        truth, budget = self._subject.yardstick.budget(scores.places, scores.columns, logprobs=scores.logprobs, sides=2)
+        self.bites(budget.excess(self._as_edited(scores, fault) - centred(truth)) > 1)
+
+    def undecided(self, reason: str) -> NoReturn:
+        """This example decides nothing, and why."""
+        raise Unfit(reason)
 
     def agrees(self, scores: Scores, what: str, fault: Edit | None = None) -> None:
         """Scores of the engine are the oracle's, row by row, up to a constant a row.
@@ -102,7 +165,7 @@ class Expect:
         self.bites(fault is None or budget.excess(self._as_edited(scores, fault) - centred(truth)) > 1)
         self._within(centred(scores.values), truth, truth, scores, budget, what)
 
-    def close(self, *, got: Scores, wanted: Scores, what: str, fault: tuple[Mask, Mask] | Edit | None = None) -> None:
+    def close(self, *, got: Scores, wanted: Scores, what: str, fault: Fault | None = None) -> None:
         """Two results of the engine agree, row by row, up to a constant a row.
 
         ``fault`` is the mask with which a wrong engine would have made ``got``, and the one for ``wanted``; or the edit
@@ -127,6 +190,53 @@ class Expect:
         """A statement about something discrete is true; if it is not, no second look is needed."""
         if not condition:
             raise Exceeded(Finding(what, measured, wanted, where or self._subject.case.checkpoint, float("inf"), 0.0))
+
+    def follows(self, draws: Draws, what: str, faults: Sequence[Array]) -> None:
+        """Fresh draws have the probabilities that they should, and not those of one of ``faults``.
+
+        As many are drawn as show each fault with probability 0.99; a fault that the profile's draws cannot show is left
+        out, and with none left the example decides nothing. Each draw counts as an example that could have shown it.
+        """
+        question = Question(draws.wanted, tuple(faults), draws.slack)
+        answer = ask(question, lambda count: self.in_vocabulary(lambda: draws(count), what), self._subject.most_draws)
+        if answer is None:
+            raise Unfit(f"{self._subject.most_draws} draws show none of the faults of {what}")
+        self._tally.questions += 1
+        self._tally.draws += answer.draws
+        self._tally.examples += answer.draws
+        self._tally.bites += answer.draws
+        self._tally.suspicions += answer.suspected and answer.evidence is None
+        if answer.evidence is not None:
+            raise Exceeded(_improbable(what, answer.evidence, draws.where))
+
+    def sums_to_one(self, scores: Scores, what: str) -> None:
+        """The exponentials of each row of log-probabilities add up to 1."""
+        self.bites(True)
+        for values, (tokens, position) in zip(scores.values, scores.places, strict=True):
+            error = abs(float(np.log(np.exp(values).sum())))
+            bound = sum_bound(values, self._subject.yardstick.precision)
+            self._tally.worst = max(self._tally.worst, error / bound)
+            if not error <= bound:
+                place, total = f"position {position} of {len(tokens)}", np.exp(values).sum()
+                raise Exceeded(Finding(what, f"{total:.6g}", "1", place, error, bound))
+
+    def in_vocabulary(self, call: Callable[[], Answer], what: str) -> Answer:
+        """The answer of ``call``, which may hold no id beyond the vocabulary."""
+        try:
+            return call()
+        except UnknownId as fault:
+            wanted, vocab_size = "an id of the vocabulary", self._subject.vocab_size
+            place = f"{self._subject.case.checkpoint}, whose ids are 0 to {vocab_size - 1}"
+            raise Exceeded(Finding(what, f"id {fault.token}", wanted, place, float("inf"), 0.0)) from None
+
+    def refuses(self, call: Callable[[], object], what: str) -> None:
+        """``call`` ends in an error that the caller sees: Refused, an exception of the engine, or NaN in the answer."""
+        self.bites(True)
+        try:
+            answer = call()
+        except (Refused, EngineRaised, NotFinite):
+            return
+        self.holds(False, what, f"an answer: {answer!r}", "an error")
 
     def _within(self, left: Array, right: Array, truth: Array, scores: Scores, budget: Budget, what: str) -> None:
         """Raise Exceeded if ``left`` and ``right``, both centred, differ by more than the budget."""
@@ -173,6 +283,83 @@ class Expect:
                 worst = Finding(what, read, true, place, error, bound)
         if worst is not None:
             raise Exceeded(worst)
+
+    def measures(
+        self, scores: Scores, meter: Meter, what: str, fault: Edit | None = None, like: Scores | None = None
+    ) -> None:
+        """What ``meter`` reads from scores of the scope's columns is the standard's; or what it reads from ``like``.
+
+        The example bites if the reading of the engine that ``fault`` describes would be out of bounds; without
+        ``fault``, if a reading stands out of its bound.
+        """
+        got = meter(scores.values)
+        shape, (wanted, bounds) = got.shape, self._reading(scores, meter)
+        right = wanted
+        if like is not None:
+            bounds = np.hypot(bounds, self._reading(like, meter)[1])
+            right = meter(like.values).reshape(wanted.shape)
+        self._stands_out(scores, meter, wanted, bounds, fault, like)
+        error = np.abs(got.reshape(wanted.shape) - right)
+        excess = np.divide(error, bounds, out=np.full_like(error, np.inf), where=bounds > 0)
+        excess[error == 0] = 0
+        worst = int(np.where(np.isnan(excess), np.inf, excess).argmax())
+        if not excess.flat[worst] <= 1:
+            row, layer, head, *rest = map(int, np.unravel_index(worst, shape))
+            (tokens, position), which = scores.places[row], f", reading {rest[0]}" if shape[3] > 1 else ""
+            place = f"position {position} of {len(tokens)}, layer {layer}, head {head}{which}"
+            read, true = f"{got.flat[worst]:.4g}", f"{right.flat[worst]:.4g}"
+            raise Exceeded(Finding(what, read, true, place, float(error.flat[worst]), float(bounds[row, 0])))
+        self._tally.worst = max(self._tally.worst, float(excess.flat[worst]))
+
+    def _reading(self, scores: Scores, meter: Meter) -> tuple[Array, Array]:
+        """What ``meter`` should read, [n, K], and the bound of a legal error a row, [n, 1]."""
+        wanted, budget = self._subject.yardstick.budget(
+            scores.places, self._subject.scope.columns, logprobs=scores.logprobs, reading=meter
+        )
+        return wanted, budget.reading[:, None]
+
+    def _stands_out(
+        self, scores: Scores, meter: Meter, wanted: Array, bounds: Array, fault: Edit | None, like: Scores | None
+    ) -> None:
+        """Say whether this number format can tell the reading from that of a faulty engine."""
+        if fault is None:
+            could = np.abs(wanted) > 2 * bounds
+        else:
+            columns = self._subject.scope.columns
+            faulty, other = (
+                meter(self._subject.as_edited(fault, one.places)[:, columns]).reshape(wanted.shape)
+                for one in (scores, like or scores)
+            )
+            could = np.abs(faulty - (wanted if like is None else other)) > bounds
+        self.bites(bool(could.any()))
+        if not could.any():
+            self._tally.unresolved.append(f"legal errors of {bounds.max():.2g} hide the fault")
+
+    def weighs(self, scores: Scores, quantity: str, what: str) -> None:
+        """What the instrument weighs, ``quantity``, is the standard's; ``scores`` are the rows that it needs.
+
+        A number counts only where a legal error is less than half of what a fault would change it by, and is wrong
+        where it is off by more than a legal error, and by more than faults of other kinds move it.
+        """
+        worst: Finding | None = None
+        for number in measured(self._subject, scores, quantity):
+            if not number.decided:
+                self._tally.unresolved.append(number.doubt)
+                continue
+            self.bites(True)
+            finding = Finding(what, *number.words, number.error, number.allowed)
+            if number.error <= number.allowed:
+                self._tally.worst = max(self._tally.worst, finding.excess)
+            elif worst is None or not finding.excess <= worst.excess:
+                worst = finding
+        if worst is not None:
+            raise Exceeded(worst)
+
+    def on(self, subject: Subject) -> Expect:
+        """The same words for an edited checkpoint, whose oracle then judges; ``bites`` is not said through it."""
+        other = copy(self)
+        other._subject = subject
+        return other
 
     def sees(self, scores: Scores, relation: Relation, what: str) -> None:
         """Positions that should be seen are: among equal scores, none has less than half of the head's largest weight.
@@ -240,8 +427,10 @@ class Expect:
         layer, head = divmod(column // scope.content, scope.heads)
         return f"position {position} of {len(tokens)}, looking at position {seen}, layer {layer}, head {head}"
 
-    def _moved(self, got: Scores, wanted: Scores, fault: tuple[Mask, Mask] | Edit) -> Array:
+    def _moved(self, got: Scores, wanted: Scores, fault: Fault) -> Array:
         """The difference between ``got`` and ``wanted`` that a faulty engine would make."""
+        if isinstance(fault, Edits):
+            return self._as_edited(got, fault.got) - self._as_edited(wanted, fault.wanted)
         if isinstance(fault, tuple):
             return self._as_if(got, fault[0]) - self._as_if(wanted, fault[1])
         return self._as_edited(got, fault) - self._as_edited(wanted, fault)
@@ -265,6 +454,21 @@ def _shared_columns(one: Scores, other: Scores) -> list[int] | None:
     if one.columns is None or other.columns is None:
         return list(one.columns or other.columns or ())
     return sorted(set(one.columns) & set(other.columns))
+
+
+def _improbable(what: str, evidence: Evidence, where: str) -> Finding:
+    """What draws say against the distribution."""
+    named = ", ".join(map(str, evidence.outcomes[:6])) + (" and others" if len(evidence.outcomes) > 6 else "")
+    share = evidence.count / evidence.draws
+    return Finding(
+        what,
+        measured=f"{evidence.count} of {evidence.draws} draws ({share:.3g}) are {named}",
+        wanted=f"a share of {evidence.expected:.3g}",
+        where=where,
+        error=abs(share - evidence.expected),
+        budget=0.0,
+        odds=f"right engines draw so with a probability of at most {evidence.p_value:.1g}",
+    )
 
 
 def _difference(what: str, left: Array, right: Array, truth: Array, wanted: Scores, budget: Budget) -> Finding:

@@ -12,21 +12,28 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError
 
-from lmconform.adapter import NotOffered, Precision, Refused
+from lmconform.adapter import OPERATORS, NotOffered, Operator, Precision, Refused
 from lmconform.checkpoints.edits import edited
 from lmconform.checkpoints.layout import Checkpoint, Shape
+from lmconform.checkpoints.random import FAMILIES as FAMILY_SHAPES
 from lmconform.checkpoints.random import SHAPES, Volume, label, random_checkpoint
 from lmconform.spec.decoder import decoder, read_checkpoint
 from lmconform.suite.instruments import INSTRUMENTS, LENGTHS, Material
 from lmconform.transport.client import Connection
 
-RANDOM, GIVEN = "random", "given"
+RANDOM, FIRST_RANDOM, FAMILIES, GIVEN = "random", "first-random", "families", "given"
+OTHERS = {f"quiet-{shape.family}": shape for shape in FAMILY_SHAPES}
+"""The random checkpoints of the other families. A quiet one shows all that a loud one does, and eps too."""
 MAX_TOKENS = 136
+MAX_ROWS = 32
+"""Rows of a batch: most tests have a few; those that draw have all, since a wide batch costs an engine little more."""
 EDGES = (1, 2, 3, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129)
 """Lengths that a run may use: the smallest, and both sides of block edges."""
 GIVEN_LENGTHS = (2, 9, 17, 33)
 GIVEN_EXAMPLES = 3
 """Lengths and examples on a checkpoint of the user's."""
+OPERATOR_EXAMPLES = 6
+"""Least examples on an operator: a library may have one of its kind, and fewer than five bites are vacuous."""
 
 
 @dataclass(frozen=True)
@@ -45,24 +52,30 @@ class Profile:
     seconds: float
     """After this time what remains is not-run."""
     summary: str
+    draws: int = 1_400
+    """Most draws of a stage in a test of the sampler; what so many cannot show, the profile does not look for."""
 
 
 PROFILES = {
     profile.name: profile
     for profile in (
         Profile("quick", 5, 2, 3, False, 120, "at every save: three random checkpoints, the same examples each time"),
-        Profile("standard", 12, 4, 5, False, 900, "before a merge: five random checkpoints, new examples each time"),
-        Profile("exhaustive", 60, 20, 14, True, 7200, "before a release: every regime with every checkpoint"),
+        Profile(
+            "standard", 12, 4, 5, False, 900, "before a merge: five random checkpoints, new examples each time", 20_000
+        ),
+        Profile("exhaustive", 60, 20, 14, True, 7200, "before a release: every regime with every checkpoint", 60_000),
     )
 }
 
 
 @dataclass(frozen=True)
 class Case:
-    """One test function meets one checkpoint in one regime."""
+    """One test function meets one checkpoint in one regime, or one operator under the checkpoint's name."""
 
     checkpoint: str
     regime: str | None = None
+    max_tokens: int = MAX_TOKENS
+    """What the engine is told to make room for."""
 
     def __str__(self) -> str:
         return self.checkpoint if self.regime is None else f"{self.checkpoint}-{self.regime}"
@@ -95,6 +108,8 @@ class Plan:
     def examples(self, case: Case) -> int:
         """Examples of a test on this case. On a checkpoint of the user's the oracle takes seconds for each."""
         count = self.profile.examples if case.regime is None else self.profile.regime_examples
+        if case.checkpoint in self.operators:
+            return max(count, OPERATOR_EXAMPLES)
         return count if self.given is None else min(count, GIVEN_EXAMPLES)
 
     @cached_property
@@ -102,8 +117,19 @@ class Plan:
         """Name of a checkpoint whose scores are spread out; None if the engine accepts no shape."""
         return self._names(RANDOM)[0] if self.shapes else None
 
+    @cached_property
+    def operators(self) -> Mapping[str, Operator]:
+        """The kernels that the engine offers by themselves, by name."""
+        offers = self._connection.description.offers
+        return self._connection.operators() if "operators" in offers and self.given is None else {}
+
     def cases(self, on: Sequence[str], every_regime: bool) -> list[Case]:
-        """Checkpoints of the kinds ``on``; with ``every_regime`` also in each regime that the engine declares."""
+        """Checkpoints of the kinds ``on``; with ``every_regime`` also in each regime that the engine declares.
+
+        For a kind of operators: the engine's operators of that kind, each in the place of a checkpoint.
+        """
+        if kinds := set(on) & set(OPERATORS):
+            return [Case(name) for name, operator in self.operators.items() if operator.kind in kinds]
         names = [name for kind in on for name in self._names(kind)]
         found = [Case(name) for name in names]
         if every_regime and (self.given is None or self.profile.all_regimes):
@@ -113,7 +139,11 @@ class Plan:
 
     def _names(self, kind: str) -> list[str]:
         if self.given is not None:
-            return [GIVEN] if kind == RANDOM else []
+            return [GIVEN] if kind in (RANDOM, FIRST_RANDOM) else []
+        if kind == FIRST_RANDOM:
+            return self._names(RANDOM)[:1]
+        if kind == FAMILIES:
+            return list(OTHERS)
         if kind != RANDOM:
             return [kind]
         return [f"{self._volume(index)}-{index}" for index in range(self.profile.checkpoints)]
@@ -125,8 +155,8 @@ class Plan:
     def material(self, name: str) -> Material:
         """Make the checkpoint ``name``. A suffix ``#k`` asks for the k-th redraw of its weights, ``~edit`` for an edit.
 
-        Raises Refused for a random checkpoint if the engine accepts none of the shapes; NotOffered for an edit of the
-        user's weights.
+        Raises Refused for a random checkpoint if the engine accepts none of the shapes, or not this family; NotOffered
+        for an edit of the user's weights.
         """
         base, _, edit = name.partition("~")
         if edit:
@@ -138,16 +168,25 @@ class Plan:
             return self.given
         if name in INSTRUMENTS:
             return INSTRUMENTS[name](self.precision)
+        base, _, redraw = name.partition("#")
+        if base in OTHERS:
+            return self._other(OTHERS[base], int(redraw or 0))
         if not self.shapes:
             shape, reason = next(iter(self.refused.items()))
             raise Refused(f"it accepts no shape of the suite; for {label(shape)} its reason is: {reason}")
-        base, _, redraw = name.partition("#")
         volume, _, number = base.rpartition("-")
         index = int(number)
         seed = self.seed * 1000 + index * 10 + int(redraw or 0)
         shape = self.shapes[index % len(self.shapes)]
         checkpoint = random_checkpoint(shape, "quiet" if volume == "quiet" else "loud", seed)
         return Material(checkpoint, LENGTHS[index % len(LENGTHS)])
+
+    def _other(self, shape: Shape, redraw: int) -> Material:
+        """A random checkpoint of another family."""
+        reason = self._connection.accepts(shape.config())
+        if reason is not None:
+            raise Refused(f"a checkpoint of the family {shape.family}; its reason is: {reason}")
+        return Material(random_checkpoint(shape, "quiet", self.seed * 1000 + redraw), LENGTHS[0])
 
 
 def given_material(directory: Path) -> Material:
@@ -178,6 +217,8 @@ def _read_config(path: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise ValueError(f"{path.name} holds a {type(config).__name__}; an object was expected.")
     sizes = {one.name: type(one.default) for one in fields(Shape)}
+    sizes |= dict.fromkeys(("n_embd", "n_layer", "n_head", "n_positions", "n_inner"), int)  # gpt2's names
+    sizes |= {"layer_norm_epsilon": float, "activation_function": str, "hidden_act": str, "model_type": str}
     for name, kind in {**sizes, "rope_parameters": dict, "rope_scaling": dict}.items():
         value = config.get(name)
         if not (value is None or type(value) is kind or (kind is float and type(value) is int)):

@@ -12,6 +12,7 @@ from lmconform.suite.bench import Bench, Record
 from lmconform.suite.dsl import Decides
 from lmconform.suite.examples import Example
 from lmconform.suite.modules import decisions
+from lmconform.suite.operators import Sizes
 from lmconform.suite.plan import PROFILES, Case, Plan, given_material
 from lmconform.transport.client import Connection, EngineSpec
 
@@ -60,5 +61,11 @@ def _test(name: str) -> Decides:
 
 
 def _tuple(value: Any) -> Any:
-    """A length, or tuples of them, which JSON has as lists."""
-    return tuple(_tuple(one) for one in value) if isinstance(value, list) else int(value)
+    """A number, tuples of them, which JSON has as lists, or the sizes of an attention call."""
+    if isinstance(value, dict):
+        return Sizes(**value)
+    if isinstance(value, list):
+        return tuple(_tuple(one) for one in value)
+    if not isinstance(value, int | float):
+        raise TypeError(f"{value!r} is no number")
+    return value

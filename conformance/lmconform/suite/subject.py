@@ -11,9 +11,9 @@ from typing import TypeVar
 
 import numpy as np
 
-from lmconform.adapter import Array, Completion, NotOffered, Request
+from lmconform.adapter import Array, Choices, Completion, NotOffered, Refused, Request
 from lmconform.checkpoints.attention_scope import AttentionScope
-from lmconform.checkpoints.edits import Edit
+from lmconform.checkpoints.edits import Edit, edited
 from lmconform.judging.budgets import Rounded, Yardstick
 from lmconform.suite.instruments import Material
 from lmconform.suite.plan import Case
@@ -49,13 +49,25 @@ class Scores:
         return replace(self, values=self.values[:, picked], columns=tuple(columns))
 
 
-class SessionUnderTest:
-    """A KV cache, and the tokens it holds."""
+def joined(parts: Sequence[Scores]) -> Scores:
+    """The rows of all parts, which hold the same columns."""
+    places = tuple(place for part in parts for place in part.places)
+    return replace(parts[0], values=np.concatenate([part.values for part in parts]), places=places)
 
-    def __init__(self, remote: RemoteSession, logprobs: Rounded) -> None:
+
+class SessionUnderTest:
+    """A KV cache, and the tokens it holds. As a context manager it closes itself."""
+
+    def __init__(self, remote: RemoteSession, logprobs: Rounded, tokens: Tokens = ()) -> None:
         self._remote = remote
         self._logprobs = logprobs
-        self.tokens: Tokens = ()
+        self.tokens = tokens
+
+    def __enter__(self) -> SessionUnderTest:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def extend(self, tokens: Sequence[int], columns: Sequence[int] | None = None) -> Scores:
         """Append ``tokens``; their scores."""
@@ -65,7 +77,26 @@ class SessionUnderTest:
         places = tuple((self.tokens, first + row) for row in range(len(tokens)))
         return Scores(values, places, _ids(columns), self._logprobs)
 
+    def feed(self, tokens: Sequence[int]) -> None:
+        """Append ``tokens``; their scores stay unread, whatever they are."""
+        self._remote.extend(tokens, rows=())
+        self.tokens += tuple(tokens)
+
+    def fork(self) -> SessionUnderTest:
+        """An independent copy."""
+        return SessionUnderTest(self._remote.fork(), self._logprobs, self.tokens)
+
+    def truncate(self, length: int) -> None:
+        """Forget all but the first ``length`` tokens."""
+        self._remote.truncate(length)
+        self.tokens = self.tokens[:length]
+
+    def cache_bytes(self) -> int:
+        """Bytes allocated now for its keys and values."""
+        return self._remote.cache_bytes()
+
     def close(self) -> None:
+        """Release the cache; closing twice is no error."""
         self._remote.close()
 
 
@@ -79,6 +110,8 @@ class Subject:
         yardstick: Yardstick,
         case: Case,
         edited: Callable[[str], Subject],
+        with_room: Callable[[int], Subject],
+        most_draws: int = 0,
     ) -> None:
         self._remote = remote
         self.material = material
@@ -86,13 +119,32 @@ class Subject:
         self.case = case
         self.edited = edited
         """Load this checkpoint after the named edit of ``checkpoints/edits.py``, as another model."""
-        self._logprobs: Rounded = None if remote.connection.description.choices.scores == "logits" else "scores"
+        self.with_room = with_room
+        """Load this checkpoint with room for sequences of so many tokens, as another model."""
+        self.most_draws = most_draws
+        """Most draws of a stage that the profile allows a test of the sampler."""
+        self._logprobs: Rounded = None if self.choices.scores == "logits" else "scores"
         self.vocab_size = material.checkpoint.vocab_size
 
     @property
     def doors(self) -> tuple[str, ...]:
         """Methods that the engine's model offers."""
         return self._remote.offers
+
+    @property
+    def max_length(self) -> int | None:
+        """Most tokens that the engine says a sequence may hold; None where it has no limit."""
+        return self._remote.max_length
+
+    @property
+    def slots(self) -> int | None:
+        """Rows that the engine says it runs side by side; None where it does not say."""
+        return self._remote.slots
+
+    @property
+    def choices(self) -> Choices:
+        """What the engine declares of its choices."""
+        return self._remote.connection.description.choices
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -109,6 +161,17 @@ class Subject:
         if not isinstance(found, kind):
             raise LookupError(f"checkpoint {self.material.checkpoint.name} is no {kind.__name__}")
         return found
+
+    def refusal(self, edit: str, asked: Callable[[Subject], object]) -> str | None:
+        """Why the engine refuses this checkpoint after the edit, at the latest when it is ``asked``; None if not."""
+        reason = self._remote.connection.accepts(edited(self.material.checkpoint, edit).config)
+        if reason is not None:
+            return reason
+        try:
+            asked(self.edited(edit))
+        except Refused as refused:
+            return str(refused)
+        return None
 
     def score(self, tokens: Sequence[int], columns: Sequence[int] | None = None) -> Scores:
         """Scores of one sequence in one pass."""
@@ -137,15 +200,26 @@ class Subject:
         """Completions of all requests, in one call."""
         return self._remote.generate(requests)
 
-    def continue_greedily(self, prompts: Sequence[Tokens], steps: int) -> list[Scores]:
-        """Greedy continuations in one batch; row k of each: scores of step k, read from its log-probabilities."""
-        most = min(self.vocab_size, MOST_LOGPROBS)
-        requests = [Request(prompt=prompt, max_new_tokens=steps, logprobs=most) for prompt in prompts]
-        return [_steps(prompt, completion) for prompt, completion in zip(prompts, self.generate(requests), strict=True)]
+    def asking(self, prompt: Tokens, steps: int) -> Request:
+        """A request for a greedy continuation of ``steps`` tokens, and the log-probabilities of each."""
+        return Request(prompt=prompt, max_new_tokens=steps, logprobs=min(self.vocab_size, MOST_LOGPROBS))
 
-    def new_tokens(self, prompts: Sequence[Tokens], steps: int) -> list[Tokens]:
+    def continue_greedily(self, prompts: Sequence[Tokens], steps: int | Sequence[int]) -> list[Scores]:
+        """Greedy continuations in one batch; row k of each: scores of step k, read from its log-probabilities.
+
+        ``steps`` is the number of new tokens, for all rows or for each.
+        """
+        counts = [steps] * len(prompts) if isinstance(steps, int) else steps
+        requests = [self.asking(prompt, count) for prompt, count in zip(prompts, counts, strict=True)]
+        return [
+            read_steps(prompt, completion) for prompt, completion in zip(prompts, self.generate(requests), strict=True)
+        ]
+
+    def new_tokens(self, prompts: Sequence[Tokens], steps: int | Sequence[int]) -> list[Tokens]:
         """Greedy continuations in one batch: the tokens alone, as an engine without log-probabilities gives them."""
-        return [done.tokens for done in self.generate([Request(prompt, max_new_tokens=steps) for prompt in prompts])]
+        counts = [steps] * len(prompts) if isinstance(steps, int) else steps
+        requests = [Request(prompt, max_new_tokens=count) for prompt, count in zip(prompts, counts, strict=True)]
+        return [done.tokens for done in self.generate(requests)]
 
     def as_if(self, visible: Callable[[int, int], Array], places: Sequence[tuple[Tokens, int]]) -> Array:
         """Scores [n, V] that the oracle gives at ``places`` under the mask ``visible``."""
@@ -170,7 +244,8 @@ def _ids(columns: Sequence[int] | None) -> tuple[int, ...] | None:
     return None if columns is None else tuple(columns)
 
 
-def _steps(prompt: Tokens, completion: Completion) -> Scores:
+def read_steps(prompt: Tokens, completion: Completion) -> Scores:
+    """The log-probabilities of a completion, a row for each step; of the ids that every step has."""
     if not completion.logprobs:
         raise NotOffered("log-probabilities of generate")
     shared = sorted(set.intersection(*(set(step) for step in completion.logprobs)))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import takewhile
-
 import numpy as np
 
 from lmconform.spec.causal_mask import causal_visible
@@ -14,8 +12,8 @@ from lmconform.suite.dsl import (
     Draw,
     Expect,
     Mask,
-    Scores,
     Subject,
+    agreeing,
     chunks,
     contents,
     decides,
@@ -39,12 +37,6 @@ def one_ahead(within: int | None = None) -> Mask:
         return causal_visible(n, m) | leak
 
     return visible
-
-
-def agreeing(one: Scores, other: Scores) -> slice:
-    """The first rows of two continuations, as long as both chose the same tokens."""
-    pairs = zip(one.places, other.places, strict=False)
-    return slice(len(list(takewhile(lambda pair: pair[0] == pair[1], pairs))))
 
 
 # CM-1: no future token changes a score.

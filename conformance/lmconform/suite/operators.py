@@ -1,0 +1,374 @@
+"""The words of tests at the door ``operators``: the kernel under test, the inputs it is given, what is expected.
+
+A test asks the kernel with *calls*, and compares *readings* of its answers: the whole answer, or a function of it such
+as the attention weights that one-hot values show. Budgets come from ``judging.operators``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from hypothesis import strategies as st
+
+from lmconform.adapter import Array, AttentionOperator, NotOffered, Operator, Refused, RMSNormOperator, RopeOperator
+from lmconform.judging.budgets import Budget
+from lmconform.judging.operators import (
+    Answer,
+    AttentionCall,
+    Call,
+    NormCall,
+    OperatorYardstick,
+    Reading,
+    RopeCall,
+    both,
+    rows,
+)
+from lmconform.suite.expect import Exceeded, Finding, Tally, Unfit
+
+ATTENTION, ROPE, NORM = AttentionOperator.kind, RopeOperator.kind, RMSNormOperator.kind
+"""Kinds of operators, for ``decides(on=...)``."""
+GROUPS = ((4, 4), (6, 2), (8, 2), (4, 1), (5, 5))
+"""(H_q, H_kv): every map of heads is right where they are equal, some where the group is H_kv."""
+KEYS = (1, 2, 15, 16, 17, 63, 64, 65, 127, 128, 129, 257)
+"""Numbers of keys: both sides of the edges of blocks."""
+QUERIES = (1, 2, 5, 16, 17)
+WIDTHS = (16, 64, 32, 128)
+"""Head dimensions, where the kernel declares none."""
+HIDDEN_SIZES = (64, 48, 256, 1024)
+GRID = 2.0**-7
+"""Inputs are multiples of it with at most 7 significant bits, which bfloat16 and float16 hold exactly."""
+ANGLE_FACTOR = 4
+"""The angle at position p may be wrong by so many times p·2^-24, in radians.
+
+Seven ways to compute frequencies in float32 (powers, exponentials, one from the other), each with NumPy's and torch's
+cosine, were wrong by at most 1.9 times, over heads of 16 to 256, bases 10^4 to 10^6 and positions to 131,072.
+"""
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A reading of the kernel's answers, and the calls that it was asked with."""
+
+    values: Array
+    reading: Reading
+    calls: tuple[Call, ...]
+    axes: tuple[str, ...]
+
+    def place(self, row: int, column: int) -> str:
+        """Where the element stands, in words."""
+        index: tuple[Any, ...] = (*np.unravel_index(row, self.values.shape[:-1]), column)
+        shape = f"a call with {', '.join(_shape(call) for call in self.calls)}"
+        return ", ".join(f"{axis} {int(i)}" for axis, i in zip(self.axes, index, strict=True)) + f", in {shape}"
+
+
+class Kernel:
+    """One operator of the engine. Stands where a test of a model has its ``model``."""
+
+    vocab_size = 1
+
+    def __init__(self, name: str, operator: Operator, yardstick: OperatorYardstick) -> None:
+        self.name = name
+        self.operator: Any = operator
+        self.yardstick = yardstick
+        self.tally = Tally()
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Head dimensions, or hidden sizes, to use with this kernel."""
+        if isinstance(self.operator, RMSNormOperator):
+            return self.operator.hidden_sizes or HIDDEN_SIZES
+        return tuple(self.operator.head_dims or WIDTHS)
+
+    def answer(self, call: Call) -> Array:
+        """The kernel's answer, in float64. Raises Unfit if it refuses the call."""
+        try:
+            return np.asarray(self.operator.run(*call.inputs), np.float64)
+        except Refused as error:
+            self.tally.refusals.append(str(error))
+            raise Unfit(f"the engine refused: {error}") from None
+
+    def as_input(self, values: Array) -> Array:
+        """An answer as the input of another call; every format but float64 lies within float32."""
+        return values if self.yardstick.precision.compute == "float64" else values.astype(np.float32)
+
+    def run(self, call: Call) -> Answered:
+        """The kernel's whole answer."""
+        return self.read(lambda values: values, call, axes=call.axes)
+
+    def read(self, reading: Reading, *calls: Call, axes: tuple[str, ...]) -> Answered:
+        """A reading of the kernel's answers; ``axes`` names its dimensions."""
+        return Answered(reading(*(self.answer(call) for call in calls)), reading, calls, axes)
+
+
+class KernelDraw:
+    """Draws the numbers of one example from its seed."""
+
+    def __init__(self, seed: int) -> None:
+        self._generator = np.random.default_rng(seed)
+
+    def numbers(self, *shape: int, size: float = 1.0) -> Array:
+        """Normal numbers on the grid, float32; ``size`` is a power of two."""
+        drawn = np.clip(self._generator.standard_normal(shape), -3.9, 3.9)
+        return (np.round(drawn * 16) / 16 * size).astype(np.float32)
+
+    def integers(self, most: int, *shape: int) -> Array:
+        """Integers from 0 to ``most`` - 1."""
+        return self._generator.integers(most, size=shape)
+
+    def places(self, length: int, most: int) -> Array:
+        """Up to ``most`` different places in order, the first and the last among them."""
+        inner = self._generator.permutation(np.arange(1, max(length - 1, 1)))[: most - 2]
+        return np.unique(np.concatenate([[0, length - 1], inner]))
+
+    def order(self, length: int) -> Array:
+        """A permutation."""
+        return self._generator.permutation(length)
+
+    def attention(self, sizes: Sizes, loud: bool = True) -> AttentionCall:
+        """Random q, k and v: loud scores spread by about 2, quiet ones by about 1/8.
+
+        A dot product of D numbers spreads by the root of D, which the kernel's scale takes away.
+        """
+        size = 2.0 if loud else 0.125
+        q = self.numbers(sizes.H_q, sizes.n, sizes.D, size=size)
+        k, v = self.numbers(sizes.H_kv, sizes.m, sizes.D), self.numbers(sizes.H_kv, sizes.m, sizes.D)
+        return AttentionCall(q, k, v, sizes.causal)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Shape and mask of an attention call."""
+
+    H_q: int
+    H_kv: int
+    n: int
+    m: int
+    D: int
+    causal: bool
+
+
+@dataclass
+class KernelExpect:
+    """Bound to one kernel and one example."""
+
+    kernel: Kernel
+    tally: Tally
+    bit: bool = False
+    """Whether this example could have shown a fault."""
+
+    def bites(self, could_show_a_fault: bool) -> None:
+        """Say whether this example could have shown the fault."""
+        self.bit |= bool(could_show_a_fault)
+
+    def agrees(self, got: Answered, what: str, fault: Answer | None = None) -> None:
+        """The answer is the standard's. ``fault`` answers as a wrong kernel would: then the example says if it bites.
+
+        Without ``fault`` every example bites, since the standard's answer is asked for.
+        """
+        wanted, budget = self._budget(got)
+        self.bites(fault is None or budget.excess(_as_if(got, fault) - wanted) > 1)
+        self._within(got, rows(got.values), wanted, budget, what)
+
+    def close(self, *, got: Answered, wanted: Answered, what: str, fault: Answer | None = None) -> None:
+        """Two answers of the kernel agree. ``fault`` answers both as a wrong kernel would."""
+        (_, one), (_, other) = self._budget(got), self._budget(wanted)
+        budget = both(one, other)
+        self.bites(fault is None or budget.excess(_as_if(got, fault) - _as_if(wanted, fault)) > 1)
+        self._within(got, rows(got.values), rows(wanted.values), budget, what)
+
+    def inside(self, got: Answered, lower: Array, upper: Array, what: str, fault: Answer) -> None:
+        """The answer lies between two arrays, but for legal errors. ``fault`` answers as a wrong kernel would."""
+        _, budget = self._budget(got)
+        low, high = rows(lower), rows(upper)
+        wrong = _as_if(got, fault)
+        self.bites(budget.excess(wrong - np.clip(wrong, low, high)) > 1)
+        self._within(got, rows(got.values), np.clip(rows(got.values), low, high), budget, what)
+
+    def turns(self, got: Answered, what: str, fault: Answer) -> None:
+        """The angles of a rotation are right but for the rounding of a float32 product.
+
+        The rotation's own legal errors come on top; in a narrow format they may hide a wrong angle. ``fault`` answers
+        as a wrong kernel would.
+        """
+        (call,) = got.calls
+        assert isinstance(call, RopeCall)
+        wanted, rounding = self._budget(replace(got, calls=(replace(call, exact_angles=True),)))
+        angle = ANGLE_FACTOR * call.positions * 2.0**-24  # [T], radians
+        first, second = call.pairs(call.x.astype(np.float64))
+        length = np.hypot(first, second)  # [H, T, D/2]
+        allowed = rows(call.joined(length, length) * angle[:, None]) + rounding.largest
+        self.bites(bool((np.abs(_as_if(got, fault) - wanted) > allowed).any()))
+        self._each(got, wanted, allowed, what)
+
+    def sees(self, got: Answered, shown: Array, what: str) -> None:
+        """Weights [H_q, n, K] that should be seen are: none has less than half of its row's largest.
+
+        ``shown`` says which, bool [n, K]. A query that also sees what it should not is no fault here.
+        """
+        self.bites(bool(shown.any()))
+        values = np.where(np.isfinite(got.values), got.values, -np.inf)
+        largest = np.maximum(values.max(axis=-1, keepdims=True), 0.0)
+        missing = rows(shown & ~(values > largest / 2))
+        if missing.any():
+            row, column = (int(i) for i in np.argwhere(missing)[0])
+            weight, top = float(rows(got.values)[row, column]), float(rows(largest)[row, 0])
+            read = f"{weight:.4g} beside {top:.4g} for another key"
+            raise Exceeded(Finding(what, read, "equal weights", got.place(row, column), top - weight, top / 2))
+
+    def zero(self, got: Answered, what: str) -> None:
+        """The answer is exactly 0."""
+        self.bites(got.values.size > 0)
+        error = rows(np.where(np.isfinite(got.values), np.abs(got.values), np.inf))
+        if error.any():
+            row, column = (int(i) for i in np.unravel_index(np.argmax(error), error.shape))
+            read = f"{rows(got.values)[row, column]:.4g}"
+            raise Exceeded(Finding(what, read, "exactly 0", got.place(row, column), float(error[row, column]), 0.0))
+
+    def _budget(self, got: Answered) -> tuple[Array, Budget]:
+        return self.kernel.yardstick.budget(got.reading, got.calls)
+
+    def _within(self, place: Answered, got: Array, wanted: Array, budget: Budget, what: str) -> None:
+        if budget.unfit:
+            raise Unfit(f"legal errors are {budget.size:.2g} beside a spread of {budget.spread:.2g}")
+        error = np.abs(got - wanted)
+        excess = budget.excess(error)
+        self.tally.worst = max(self.tally.worst, excess)
+        if excess > 1:
+            sizes = np.sqrt((error**2).mean(axis=1))
+            beyond = (sizes > budget.rows) | (error.max(axis=1) > budget.largest) | ~np.isfinite(sizes)
+            row = int(np.argmax(beyond)) if beyond.any() else int(np.argmax(sizes))
+            self._exceeded(place, row, got, wanted, error, budget.largest, what)
+
+    def _each(self, place: Answered, wanted: Array, allowed: Array, what: str) -> None:
+        """Every element has a bound of its own."""
+        got = rows(place.values)
+        error = np.abs(got - wanted)
+        part = np.where(np.isfinite(error), error / allowed, np.inf)
+        self.tally.worst = max(self.tally.worst, float(part.max()))
+        if part.max() > 1:
+            row = int(np.argmax((part > 1).any(axis=1)))
+            self._exceeded(place, row, got, wanted, error, float(allowed[row, int(np.argmax(part[row]))]), what)
+
+    def _exceeded(
+        self, place: Answered, row: int, got: Array, wanted: Array, error: Array, bound: float, what: str
+    ) -> None:
+        finite = np.where(np.isfinite(error[row]), error[row], np.inf)
+        column = int(np.argmax(finite))
+        raise Exceeded(
+            Finding(
+                what,
+                measured=f"{got[row, column]:.6g}",
+                wanted=f"{wanted[row, column]:.6g}",
+                where=f"{place.place(row, column)} of operator {self.kernel.name}",
+                error=float(finite[column]),
+                budget=bound,
+            )
+        )
+
+
+def kernel_words(kernel: Kernel, tally: Tally, seed: int) -> tuple[KernelExpect, KernelDraw]:
+    """What a test of a kernel is called with, beside the kernel."""
+    kernel.tally = tally
+    return KernelExpect(kernel, tally), KernelDraw(seed)
+
+
+def sizes(
+    *,
+    keys: tuple[int, ...] = KEYS,
+    queries: tuple[int, ...] = QUERIES,
+    groups: tuple[tuple[int, int], ...] = GROUPS,
+    mask: str | None = None,
+    chunk: bool = False,
+) -> Callable[[Kernel], st.SearchStrategy[Sizes]]:
+    """Shapes that the kernel takes, n <= m; ``mask`` is ``none``, ``causal``, ``given``, or either of the first two.
+
+    ``chunk`` asks for n < m. The strategy raises NotOffered if the kernel takes no such shape.
+    """
+
+    def strategy(kernel: Kernel) -> st.SearchStrategy[Sizes]:
+        operator = kernel.operator
+        masks = [one for one in ((mask,) if mask else ("none", "causal")) if one in operator.masks]
+        if not masks:
+            raise NotOffered(f"attention with the mask {mask or 'none, or causal'}")
+        heads = [(H_q, H_kv) for H_q, H_kv in groups if operator.grouped or H_q == H_kv]
+        if not heads:
+            raise NotOffered("attention with fewer KV heads than query heads")
+        most = operator.max_queries or max(keys)
+        shapes = [(n, m) for m in keys for n in queries if n <= min(m - chunk, most)]
+        if not shapes:
+            raise NotOffered(f"attention with {min(queries)} queries")
+        return st.builds(
+            lambda shape, group, D, one: Sizes(group[0], group[1], shape[0], shape[1], D, one == "causal"),
+            st.sampled_from(shapes),
+            st.sampled_from(heads),
+            st.sampled_from(kernel.widths[:2]),
+            st.sampled_from(masks),
+        )
+
+    return strategy
+
+
+def widths() -> Callable[[Kernel], st.SearchStrategy[int]]:
+    """Head dimensions, or hidden sizes, that the kernel takes."""
+    return lambda kernel: st.sampled_from(kernel.widths)
+
+
+def one_of(*values: Any) -> Callable[[Kernel], st.SearchStrategy[Any]]:
+    """One of these."""
+    return lambda kernel: st.sampled_from(values)
+
+
+def norm_call(draw: KernelDraw, hidden_size: int, *, size: float = 1.0, eps: float = 1e-5, count: int = 3) -> NormCall:
+    """Random rows and weights."""
+    return NormCall(draw.numbers(count, hidden_size, size=size), draw.numbers(hidden_size) + np.float32(0.5), eps)
+
+
+def showing(draw: KernelDraw, call: AttentionCall) -> tuple[AttentionCall, Array]:
+    """The call with values that are one-hot at some keys, one a channel, and 0 elsewhere; and these keys, [K].
+
+    Channel c of the output is the weight on key c of those returned; further channels are 0.
+    """
+    H_kv, m, D = call.v.shape
+    keys = draw.places(m, D)
+    v = np.zeros((H_kv, m, D), np.float32)
+    v[:, keys, np.arange(len(keys))] = 1
+    return replace(call, v=v), keys
+
+
+def raised(call: AttentionCall, heights: Array) -> AttentionCall:
+    """The call with ``heights`` [m] added to the scores of the keys; rounded, so that inputs stay on the grid."""
+    q, k = call.q.copy(), call.k.copy()
+    q[..., 0], k[..., 0] = 4, np.round(heights * np.sqrt(q.shape[-1]))[None] / 4
+    return replace(call, q=q, k=k)
+
+
+def needle(call: AttentionCall, key: int) -> AttentionCall:
+    """The call with a key that has about as much weight as all others together."""
+    heights = np.zeros(call.k.shape[1])
+    heights[key] = 2 + np.log(len(heights))  # scores spread by 2, so that the mean of their powers is e^2
+    return raised(call, heights)
+
+
+def equal_products(kernel: Kernel, shape: Sizes) -> tuple[Array, Array]:
+    """q and k whose every product is a quarter of the compute format's largest number."""
+    half = 2.0**7 if kernel.yardstick.precision.compute == "float16" else 2.0**63
+    q, k = np.zeros((shape.H_q, shape.n, shape.D), np.float32), np.zeros((shape.H_kv, shape.m, shape.D), np.float32)
+    q[..., 0] = k[..., 0] = half
+    return q, k
+
+
+def _as_if(got: Answered, fault: Answer) -> Array:
+    return rows(got.reading(*(fault(call) for call in got.calls)))
+
+
+def _shape(call: Call) -> str:
+    if isinstance(call, AttentionCall):
+        (H_q, n, D), (H_kv, m, _) = call.q.shape, call.k.shape
+        mask = "a mask" if call.given is not None else "causal" if call.causal else "no mask"
+        return f"H_q {H_q}, H_kv {H_kv}, n {n}, m {m}, D {D}, {mask}"
+    if isinstance(call, RopeCall):
+        return f"D {call.x.shape[-1]}, base {call.base:g}, positions to {int(call.positions.max())}"
+    return f"hidden_size {call.x.shape[-1]}, eps {call.eps:g}"

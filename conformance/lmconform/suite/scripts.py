@@ -1,0 +1,103 @@
+"""Words of the tests on the stop tape: what is drawn, and what is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from functools import partial
+from typing import Any
+
+from hypothesis import strategies as st
+
+from lmconform.adapter import Request
+from lmconform.checkpoints.eos import NAMED
+from lmconform.checkpoints.tape import FIRST_SPELLED, SPELLED, StopTape
+from lmconform.suite.dsl import Structure, decides
+from lmconform.suite.instruments import STOP_TAPE
+from lmconform.suite.subject import Subject, Tokens
+
+MOST = 10
+"""New tokens of a request that says nothing else: a step costs time."""
+
+on_tape = partial(decides, door="generate", on=(STOP_TAPE,))
+"""Marks a test on the stop tape."""
+
+
+def number(least: int, most: int) -> Structure:
+    """One number."""
+    return lambda model: st.integers(least, most)
+
+
+def numbers(least: int, most: int, *, count: int) -> Structure:
+    """As many numbers, all different."""
+    some = st.lists(st.integers(least, most), min_size=count, max_size=count, unique=True)
+    return lambda model: some.map(tuple)
+
+
+def flag() -> Structure:
+    """True or false."""
+    return lambda model: st.booleans()
+
+
+def sizes() -> Structure:
+    """The length of a prompt."""
+    return lambda model: st.sampled_from((1, 2, 17))
+
+
+def lasts() -> Structure:
+    """The last token of a prompt; the tape plays what follows it."""
+    return lambda model: st.integers(0, model.vocab_size - 1)
+
+
+def spelled() -> Structure:
+    """The last token of a prompt after which the text is of few letters, in pieces of one to three."""
+    return lambda model: st.integers(FIRST_SPELLED, FIRST_SPELLED + len(SPELLED) - 1)
+
+
+def repeating() -> Structure:
+    """The last token of a prompt after which the same few pieces of text come again and again."""
+
+    def strategy(model: Subject) -> st.SearchStrategy[int]:
+        return st.sampled_from([last for last in range(model.vocab_size) if last in play(model, last, 3)])
+
+    return strategy
+
+
+def plain() -> Structure:
+    """The last token of a prompt after which each piece of text is one character that comes once."""
+    return lambda model: st.integers(FIRST_SPELLED + len(SPELLED), model.vocab_size - 1)
+
+
+def tape(model: Subject) -> StopTape:
+    """What the checkpoint plays."""
+    return model.instrument(StopTape)
+
+
+def play(model: Subject, last: int, count: int = MOST) -> Tokens:
+    """The tokens that come after ``last`` if nothing stops the row."""
+    return tape(model).play(last, count)
+
+
+def ask(model: Subject, last: int, size: int = 2, *, max_new_tokens: int = MOST, **settings: Any) -> Request:
+    """A request whose prompt has ``size`` tokens and ends with ``last``; the others occur nowhere else."""
+    asked = Request((last,), max_new_tokens, **settings)
+    used = {last, *play(model, last, 2 * MOST), *asked.stop_ids, *sum(asked.stop_sequences, ())}
+    filler = next(token for token in range(model.vocab_size) if token not in used)
+    return Request((*[filler] * (size - 1), last), max_new_tokens, **settings)
+
+
+def others(model: Subject, tokens: Collection[int], count: int) -> Tokens:
+    """Ids that are not among ``tokens``."""
+    return tuple(token for token in range(0, model.vocab_size, 7) if token not in tokens)[:count]
+
+
+def string_at(model: Subject, script: Tokens, n: int, inside: int, size: int) -> str:
+    """The ``size`` characters of the text that end in token n, with the one at place ``inside`` of its piece."""
+    pieces = tape(model).text(script[:n])
+    text = "".join(pieces[:-1]) + pieces[-1][: 1 + inside % len(pieces[-1])]
+    return text[-size:]
+
+
+def named(model: Subject, edit: str) -> tuple[int, ...]:
+    """The EOS ids that an edited copy names in the first declared file that names any."""
+    found = [NAMED[edit][file] for file in model.choices.eos_files or NAMED[edit] if file in NAMED[edit]]
+    return found[0] if found else ()
