@@ -1,0 +1,139 @@
+"""Planted faults of stop strings and of the text that they end."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from lmconform.engines.reference import Reference
+from lmconform.faults.fault import Fault
+from refdecoder.stopping import Detokenizer, Stops, Watch
+
+
+class _Whole(Watch):
+    """A watch that hands out what ``found`` leaves of the whole text, when the row ends."""
+
+    def push(self, token: int, last: bool = False) -> tuple[str, bool]:
+        seen = len(self.text)
+        self.stops, strings = replace(self.stops, strings=()), self.stops.strings
+        _, stopped = super().push(token, last)
+        self.stops = replace(self.stops, strings=strings)
+        due = len(self.tokens) > self.stops.min_new_tokens
+        places = [self.place(one, seen) for one in strings] if due else []
+        found = [(place, one) for place, one in zip(places, strings, strict=True) if place >= 0] if due else []
+        if found:
+            self.text, stopped = self.left(found), True
+        return self.text if stopped or last else "", stopped
+
+    def place(self, string: str, seen: int) -> int:
+        """Where the string begins in the text, of which ``seen`` characters were there before this token, or -1."""
+        return self.text.find(string, max(0, seen - len(string) + 1))
+
+    def left(self, found: list[tuple[int, str]]) -> str:
+        """The text that is left of a row that is ended by strings at these places."""
+        return self.text[: min(found)[0]]
+
+
+def _stops(watch: type[Watch]) -> type[Stops]:
+    """Stops that are watched by ``watch``."""
+
+    class Watched(Stops):
+        def watch(self, detokenizer: Detokenizer | None) -> Watch:
+            return watch(self, detokenizer)
+
+    return Watched
+
+
+class _SinglePieces(_Whole):
+    def place(self, string: str, seen: int) -> int:
+        return self.text.find(string, seen)
+
+
+class LooksAtSinglePieces(Reference):
+    """A stop string is found only inside the text of one token."""
+
+    name = "fault: strings in single tokens"
+    stops_class = _stops(_SinglePieces)
+
+
+class _Suffix(_Whole):
+    def place(self, string: str, seen: int) -> int:
+        return len(self.text) - len(string) if self.text.endswith(string) else -1
+
+
+class LooksAtTheEndOfTheText(Reference):
+    """A stop string is found only if the text ends with it."""
+
+    name = "fault: strings at the end"
+    stops_class = _stops(_Suffix)
+
+
+class _NothingHeld(Watch):
+    def _held(self) -> int:
+        return 0
+
+
+class HandsOutHalfAString(Reference):
+    """Text is handed out before it is known whether a stop string begins in it."""
+
+    name = "fault: half a string"
+    stops_class = _stops(_NothingHeld)
+
+
+class _KeepsTheString(_Whole):
+    def left(self, found: list[tuple[int, str]]) -> str:
+        return self.text
+
+
+class LeaksTheStopString(Reference):
+    """The text holds the stop string, which is declared to be dropped."""
+
+    name = "fault: string leaks"
+    stops_class = _stops(_KeepsTheString)
+
+
+class _KeepsTheTail(_Whole):
+    def left(self, found: list[tuple[int, str]]) -> str:
+        place, string = min(found)
+        return self.text[:place] + self.text[place + len(string) :]
+
+
+class KeepsWhatFollowsTheString(Reference):
+    """The stop string is taken out, and what follows it in the same token stays."""
+
+    name = "fault: tail after the string"
+    stops_class = _stops(_KeepsTheTail)
+
+
+class _FromTheStart(_Whole):
+    def left(self, found: list[tuple[int, str]]) -> str:
+        return self.text[: min(self.text.find(string) for _, string in found)]
+
+
+class CutsAtAnIgnoredString(Reference):
+    """The text is cut at a string that the minimum made ineffective."""
+
+    name = "fault: cut at an ignored string"
+    stops_class = _stops(_FromTheStart)
+
+
+class _FirstOfTheList(_Whole):
+    def left(self, found: list[tuple[int, str]]) -> str:
+        return self.text[: found[0][0]]
+
+
+class CutsAtTheFirstOfTheList(Reference):
+    """Of several stop strings the first of the list is cut, not the earliest in the text."""
+
+    name = "fault: first string of the list"
+    stops_class = _stops(_FirstOfTheList)
+
+
+FAULTS = (
+    Fault(LooksAtSinglePieces, "STOP-9", "mlx-knife#68"),
+    Fault(LooksAtTheEndOfTheText, "STOP-9", "vllm#3572"),
+    Fault(HandsOutHalfAString, "STOP-10", "vllm#3574"),
+    Fault(LeaksTheStopString, "STOP-10", "dynamo#12562"),
+    Fault(KeepsWhatFollowsTheString, "STOP-10", "mlx-knife#68"),
+    Fault(CutsAtAnIgnoredString, "STOP-10", "vllm#46243"),
+    Fault(CutsAtTheFirstOfTheList, "STOP-11", "vllm#49391"),
+)
