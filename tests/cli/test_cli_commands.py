@@ -108,7 +108,7 @@ def test_explain():
     one = run("explain", "cm-4")
     assert one.code == 0
     assert "the weight on a later position MUST be exactly 0" in one.out
-    assert "Decided through score, session. Kind: measurement." in one.out
+    assert "Decided through score, session, operators. Kind: measurement." in one.out
     page = run("explain", "CM")
     assert page.code == 0
     assert [line.strip() for line in page.out.splitlines() if line.strip().startswith("CM-")] == [

@@ -1,6 +1,6 @@
 """The kernel that the faults of operators are made from is right."""
 
-from test_planted_faults import PROFILE
+from faults_common import PROFILE
 
 from lmconform.judging.verdict import Verdict
 from lmconform.suite.bench import Bench

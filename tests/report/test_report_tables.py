@@ -9,7 +9,7 @@ from rich.console import Console
 from lmconform.judging.verdict import Verdict
 from lmconform.report.results import Outcome
 from lmconform.report.tables import tables
-from lmconform.report.text import MOST_CARDS, summary
+from lmconform.report.text import MOST_CARDS, in_ranges, summary
 from lmconform.spec import requirements
 
 CM = [one for one in requirements().values() if one.page == "causal-mask"]
@@ -68,6 +68,7 @@ def test_few_cards_are_printed_the_sharpest_first_and_the_others_named() -> None
     made = SimpleNamespace(
         engine={"name": "x", "version": "1"},
         run={"seconds": 1.0},
+        records=[],
         outcomes=lambda: outcomes([CM, ROPE], failing={one.id for one in [*CM, *ROPE]}),
         doors=dict,
         exit_code=lambda: 1,
@@ -78,3 +79,8 @@ def test_few_cards_are_printed_the_sharpest_first_and_the_others_named() -> None
     assert all({one.id: one for one in [*CM, *ROPE]}[head].kind == "measurement" for head in heads)
     assert "Failed as well" in text
     assert "ROPE-8" in text.partition("Failed as well")[2]
+
+
+def test_ids_that_follow_each_other_are_one_range() -> None:
+    assert in_ranges(["CM-1", "CM-2", "CM-3", "CM-5", "KV-6", "KV-7"]) == "CM-1 to CM-3, CM-5, KV-6, KV-7"
+    assert in_ranges([]) == ""

@@ -37,6 +37,7 @@ def _naming(files: Mapping[str, tuple[int, ...]]) -> Callable[[Checkpoint], Chec
             files={**checkpoint.files, **changes},
         )
 
+    edit.__doc__ = "The same decoder, whose EOS ids are named in " + " and ".join(files) + "."
     return edit
 
 

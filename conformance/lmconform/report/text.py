@@ -90,7 +90,7 @@ def _cards(console: Console, outcomes: list[Outcome], engine: str) -> None:
     for outcome in ranked[:MOST_CARDS]:
         console.print(card(outcome, engine))
     if rest := ranked[MOST_CARDS:]:
-        names = ", ".join(outcome.requirement.id for outcome in rest)
+        names = in_ranges([outcome.requirement.id for outcome in rest])
         console.print(Text(f"Failed as well, with cards of their own if run alone (--only): {names}.\n"))
 
 
@@ -144,12 +144,27 @@ def _explain(console: Console, outcomes: list[Outcome]) -> None:
             if verdict not in (Verdict.PASS, Verdict.FAIL):
                 told.setdefault((verdict, _reason(outcome, verdict)), []).append(outcome)
     for (verdict, reason), some in told.items():
-        names = ", ".join(outcome.requirement.id for outcome in some)
+        names = in_ranges([outcome.requirement.id for outcome in some])
         record = some[0].first(verdict) or {}
         where = f" (first in {record['test']}, {record['case']})" if record.get("test") else ""
         console.print(Text.assemble(f"{names} ", (verdict, STYLE[verdict]), f": {reason}{where}"))
         if verdict is Verdict.ERROR and record.get("detail"):
             console.print(Text(str(record["detail"]).rstrip(), style="dim"))
+
+
+def in_ranges(ids: list[str]) -> str:
+    """IDs with those that follow each other as one range: ``CM-1 to CM-9, DEC-2``."""
+    runs: list[list[tuple[str, int]]] = []
+    for prefix, _, number in (one.partition("-") for one in ids):
+        if runs and runs[-1][-1] == (prefix, int(number) - 1):
+            runs[-1].append((prefix, int(number)))
+        else:
+            runs.append([(prefix, int(number))])
+    parts = []
+    for run in runs:
+        names = [f"{prefix}-{number}" for prefix, number in run]
+        parts += names if len(names) < 3 else [f"{names[0]} to {names[-1]}"]
+    return ", ".join(parts)
 
 
 def _reason(outcome: Outcome, verdict: Verdict) -> str:

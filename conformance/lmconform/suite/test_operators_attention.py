@@ -116,7 +116,7 @@ def test_a_vector_added_to_all_keys_changes_nothing(
 
 
 @decides("SDP-4", "f4af06d0", door="operators", on=(ATTENTION,), shape=sizes(keys=LONG, queries=(1,)))
-def test_the_order_of_keys_does_not_matter(
+def test_the_order_of_keys_does_not_matter_to_a_kernel(
     kernel: Kernel, expect: KernelExpect, draw: KernelDraw, shape: Sizes
 ) -> None:
     """One query, which sees all keys under either mask."""

@@ -42,7 +42,7 @@ def wrongly(*, base: float = 1.0, sign: float = 1.0, swapped: bool = False, narr
 
 
 @decides("ROPE-2", "c483d0e0", door="operators", on=(ROPE,), width=widths(), base=one_of(*BASES))
-def test_each_pair_turns_by_its_frequency(
+def test_a_kernel_turns_each_pair_by_its_frequency(
     kernel: Kernel, expect: KernelExpect, draw: KernelDraw, width: int, base: float
 ) -> None:
     """Powers of two as positions, so that each frequency is read where its angle is near 1."""
