@@ -50,6 +50,8 @@ EDITS: dict[str, Edit] = {
     "larger-stream": stream_edits.larger_stream,
     "tied": stream_edits.tied,
     "copied-head": stream_edits.copied_head,
+    "relu-gate": stream_edits.relu_gate,
+    "gelu-gate": stream_edits.gelu_gate,
     "overflowing-head": stream_edits.overflowing_head,
     **EOS_EDITS,
 }

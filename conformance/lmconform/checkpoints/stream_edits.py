@@ -62,3 +62,13 @@ def overflowing_head(checkpoint: Checkpoint) -> Checkpoint:
     embedding[:, -2:] = 1
     head[0, -2:] = HUGE, -HUGE
     return _with(checkpoint, {**checkpoint.weights, "model.embed_tokens.weight": embedding, "lm_head.weight": head})
+
+
+def relu_gate(checkpoint: Checkpoint) -> Checkpoint:
+    """The activation of the MLP is ReLU."""
+    return _with(checkpoint, checkpoint.weights, hidden_act="relu")
+
+
+def gelu_gate(checkpoint: Checkpoint) -> Checkpoint:
+    """The activation of the MLP is GELU, by the error function."""
+    return _with(checkpoint, checkpoint.weights, hidden_act="gelu")

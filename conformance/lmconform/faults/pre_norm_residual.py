@@ -149,6 +149,19 @@ class GeluForSilu(Rebuilt):
     parts: ClassVar = {MLP: _Gelu}
 
 
+class _Silu(MLP):
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return out
+
+
+class SiluWhateverIsNamed(Rebuilt):
+    """The activation is SiLU, also where the checkpoint names another."""
+
+    name = "fault: hidden_act unread"
+    parts: ClassVar = {MLP: _Silu}
+
+
 class _ScaledTiedHead(Decoder):
     def forward(self, tokens: Tensor, positions: Tensor, cache: Cache, last: bool = False) -> Tensor:
         scale = self.config.hidden_size**0.5 if self.config.tie_word_embeddings else 1.0
@@ -173,5 +186,6 @@ FAULTS = (
     Fault(ScalesTheStream, "PNR-3", "BitNet#32"),
     Fault(GateAndUpSwapped, "PNR-9", "mlx-lm#767"),
     Fault(GeluForSilu, "PNR-10", "candle#991"),
+    Fault(SiluWhateverIsNamed, "PNR-10", "candle#991"),
     Fault(TiedHeadScaled, "PNR-12", "tensai#248"),
 )

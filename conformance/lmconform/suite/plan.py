@@ -59,7 +59,7 @@ class Profile:
 PROFILES = {
     profile.name: profile
     for profile in (
-        Profile("quick", 5, 2, 3, False, 120, "at every save: three random checkpoints, the same examples each time"),
+        Profile("quick", 5, 2, 3, False, 300, "at every save: three random checkpoints, the same examples each time"),
         Profile(
             "standard", 12, 4, 5, False, 900, "before a merge: five random checkpoints, new examples each time", 20_000
         ),

@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
-from lmconform.suite.dsl import BALANCE, HUGE_BALANCE, Draw, Expect, Subject, decides, lengths
+from hypothesis import strategies as st
+
+from lmconform.suite.dsl import BALANCE, HUGE_BALANCE, Draw, Expect, Structure, Subject, decides, lengths
 from lmconform.suite.weighing import Loads, decode_step, first_step, loads, one_pass
+
+
+def other_activations() -> Structure:
+    """A value of ``hidden_act`` that is not llama's own."""
+    return lambda model: st.sampled_from(("relu", "gelu"))
+
 
 # PNR-1: the output of a sublayer is added to the stream itself.
 
@@ -189,6 +197,16 @@ def test_the_activation_is_the_one_that_is_named_while_generating(
     model: Subject, expect: Expect, draw: Draw, loads: Loads
 ) -> None:
     expect.weighs(first_step(model, loads), "activation", "activation, divided by what the norm gave")
+
+
+@decides("PNR-10", "a9b9cbef", door="score", on=(HUGE_BALANCE,), activation=other_activations(), loads=loads())
+def test_another_activation_is_honoured(
+    model: Subject, expect: Expect, draw: Draw, activation: str, loads: Loads
+) -> None:
+    other = model.edited(f"{activation}-gate")
+    judged = expect.on(other)
+    judged.weighs(one_pass(other, loads), "activation", f"{activation}, divided by what the norm gave")
+    expect.bites(judged.bit)
 
 
 # PNR-11: a stream whose squares overflow float16.
