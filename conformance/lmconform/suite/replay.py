@@ -38,10 +38,7 @@ def replay_file(path: Path, engine: str | None, python: Path | None, in_process:
     except OSError as error:
         raise Unreadable(f"{path} cannot be read: {error.strerror}.") from error
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise Unreadable(
-            f"{path} is no counterexample of this version of the suite ({type(error).__name__}: {error}). Give a file "
-            "from the folder counterexamples of a report."
-        ) from error
+        raise _foreign(path, error) from error
     try:
         chosen = EngineSpec(target, python=interpreter, options=options, in_process=in_process)
         given = given_material(Path(directory)) if directory else None
@@ -49,7 +46,17 @@ def replay_file(path: Path, engine: str | None, python: Path | None, in_process:
         raise Unreadable(str(error)) from error
     connection = Connection.start(chosen)
     with closing(Bench(connection, Plan(connection, profile, seed, given), math.inf)) as bench:
-        return bench.replay(spec, case, example)
+        try:
+            return bench.replay(spec, case, example)
+        except (AttributeError, LookupError, TypeError, ValueError) as error:  # no structure that this test could draw
+            raise _foreign(path, error) from error
+
+
+def _foreign(path: Path, error: Exception) -> Unreadable:
+    return Unreadable(
+        f"{path} is no counterexample of this version of the suite ({type(error).__name__}: {error}). Give a file from "
+        "the folder counterexamples of a report."
+    )
 
 
 def _test(name: str) -> Decides:
@@ -61,11 +68,11 @@ def _test(name: str) -> Decides:
 
 
 def _tuple(value: Any) -> Any:
-    """A number, tuples of them, which JSON has as lists, or the sizes of an attention call."""
+    """A number or a word, tuples of them, which JSON has as lists, or the sizes of an attention call."""
     if isinstance(value, dict):
         return Sizes(**value)
     if isinstance(value, list):
         return tuple(_tuple(one) for one in value)
-    if not isinstance(value, int | float):
-        raise TypeError(f"{value!r} is no number")
+    if not isinstance(value, int | float | str):
+        raise TypeError(f"{value!r} is neither a number nor a word")
     return value

@@ -1,0 +1,47 @@
+"""Whatever an example is drawn from survives the file of a counterexample."""
+
+import json
+from dataclasses import asdict
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from lmconform.report.results import plain
+from lmconform.suite.bench import Bench, Record
+from lmconform.suite.modules import decisions
+from lmconform.suite.plan import Plan, Profile
+from lmconform.suite.replay import _tuple
+from lmconform.transport.client import Connection, EngineSpec
+
+SMALL = Profile("quick", 3, 2, 1, False, 600, "three examples on one random checkpoint")
+
+
+@pytest.mark.parametrize(("engine", "operators"), [("reference", False), ("torch-kernels", True)])
+def test_every_structure_is_read_back_as_it_was(engine, operators) -> None:
+    connection = Connection.start(EngineSpec(engine, in_process=True))
+    bench = Bench(connection, Plan(connection, SMALL, seed=0), deadline=float("inf"))
+    tried = 0
+    for spec in decisions():
+        if spec.structure and (spec.door == "operators") == operators:
+            case = bench.plan.cases(spec.on, every_regime=False)[0]
+            subject = bench._runner(spec, case)._subject
+            strategies = {name: make(subject) for name, make in spec.structure.items()}
+
+            @settings(
+                max_examples=2,
+                database=None,
+                deadline=None,
+                phases=[Phase.generate],
+                suppress_health_check=list(HealthCheck),
+            )
+            @given(st.fixed_dictionaries(strategies))
+            def round_trip(structure) -> None:
+                record = Record("", "", "", "", "", counterexample={"structure": structure})
+                stored = json.loads(json.dumps(plain(asdict(record))))["counterexample"]["structure"]
+                assert {name: _tuple(value) for name, value in stored.items()} == structure
+
+            round_trip()
+            tried += 1
+    bench.close()
+    assert tried > 10
