@@ -1,4 +1,4 @@
-"""The word `reading`: what a test may say of a quantity that a scope reads, `agrees`, `close`, `signs`.
+"""The word `reading`, on what a scope reads from scores: it `agrees`, is `close`, or has the right `signs`.
 
 A reading turns rows of scores [n, K] into [n, layers, heads or pairs, elements]. Its budget is what legal errors of the
 scores make of it, row by row (``budget.reading``), so a reading may be any function of the scores.
@@ -46,8 +46,8 @@ class Gauge:
         ``fault`` is what a wrong engine makes of both sides, or of each: the example bites if the budget would have
         shown it. Without it the example bites if the standard's reading stands out from 0.
         """
-        truth, bounds = self._truth(wanted)
-        bounds = np.hypot(bounds, self._truth(got)[1])
+        (_, others), (truth, bounds) = self._truth(got), self._truth(wanted)
+        bounds = np.hypot(bounds, others)
         if fault is None:
             self._stand_out(truth, bounds)
         else:
