@@ -8,7 +8,7 @@ import pytest
 from lmconform.adapter import Engine
 from lmconform.suite.bench import Bench
 from lmconform.suite.dsl import Draw, Expect
-from lmconform.suite.expect import Tally
+from lmconform.suite.findings import Tally
 from lmconform.suite.plan import FAMILIES, OTHERS, PROFILES, Case, Plan
 from lmconform.transport.client import Connection, EngineSpec
 

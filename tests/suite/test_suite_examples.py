@@ -7,7 +7,7 @@ from lmconform.adapter import Refused
 from lmconform.judging.budgets import CERTAIN
 from lmconform.suite.dsl import STREAMS, Decides
 from lmconform.suite.examples import REDRAWS, SHRINKS, Example, Runner
-from lmconform.suite.expect import Exceeded, Finding, Unfit
+from lmconform.suite.findings import Exceeded, Finding, Unfit
 
 
 class FakeSubject:

@@ -8,7 +8,7 @@ import pytest
 from lmconform.adapter import Refused
 from lmconform.suite import test_kv_sessions
 from lmconform.suite.dsl import Draw, Expect
-from lmconform.suite.expect import Tally
+from lmconform.suite.findings import Tally
 from lmconform.suite.plan import Case
 from lmconform.suite.sessions import CLOSE, EXTEND, FORK, PREFIX, TRUNCATE, OnePass, Play, hides, hold
 

@@ -21,7 +21,7 @@ from lmconform.spec import requirements
 from lmconform.suite.choose import DOORS
 from lmconform.suite.dsl import Decides
 from lmconform.suite.examples import Example, Runner
-from lmconform.suite.expect import Exceeded, Tally
+from lmconform.suite.findings import Exceeded, Tally
 from lmconform.suite.instruments import TAPE, Material
 from lmconform.suite.operators import Kernel, kernel_words
 from lmconform.suite.plan import MAX_ROWS, Case, Plan

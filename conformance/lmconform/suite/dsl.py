@@ -17,8 +17,8 @@ import numpy as np
 from hypothesis import strategies as st
 
 from lmconform.adapter import Array
-from lmconform.suite.expect import Edits, Exceeded, Expect, Finding, Mask, earlier, itself, later
-from lmconform.suite.gauge import Gauge
+from lmconform.suite.expect import Expect
+from lmconform.suite.findings import Edits, Exceeded, Finding, Mask, earlier, itself, later
 from lmconform.suite.instruments import (
     BALANCE,
     DIAL,
@@ -28,6 +28,8 @@ from lmconform.suite.instruments import (
     LOUD_SCOPE,
     POISON,
     SCOPE,
+    STRETCHED_TURN_SCOPE,
+    TURN_SCOPE,
     TURNING_SCOPE,
 )
 from lmconform.suite.plan import FAMILIES, FIRST_RANDOM, MAX_TOKENS, RANDOM, Case
@@ -46,13 +48,14 @@ __all__ = [
     "POISON",
     "RANDOM",
     "SCOPE",
+    "STRETCHED_TURN_SCOPE",
     "TURNING_SCOPE",
+    "TURN_SCOPE",
     "Array",
     "Decides",
     "Draw",
     "Edits",
     "Expect",
-    "Gauge",
     "Mask",
     "Scores",
     "Structure",

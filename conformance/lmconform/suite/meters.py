@@ -1,4 +1,4 @@
-"""Instruments that measure quantities: what they read from an engine's scores, beside what the standard's give."""
+"""The word `weighs`, on named numbers that an instrument reads from an engine's scores: a bound of its own for each."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from typing import Protocol, cast
 
 from lmconform.adapter import Array
+from lmconform.suite.findings import Exceeded, Finding
 from lmconform.suite.subject import Scores, Subject
+from lmconform.suite.words import Words
 
 
 class Meter(Protocol):
@@ -84,3 +86,27 @@ def measured(subject: Subject, scores: Scores, quantity: str) -> list[Number]:
         Number(names[k % len(names)], float(got[k, 0]), float(wanted[k, 0]), float(bound), telling, slack, where)
         for k, bound in enumerate(budget.reading)
     ]
+
+
+class MeterWords(Words):
+    """The quantities that an instrument weighs."""
+
+    def weighs(self, scores: Scores, quantity: str, what: str) -> None:
+        """What the instrument weighs, ``quantity``, is the standard's; ``scores`` are the rows that it needs.
+
+        A number counts only where a legal error is less than half of what a fault would change it by, and is wrong
+        where it is off by more than a legal error, and by more than faults of other kinds move it.
+        """
+        worst: Finding | None = None
+        for number in measured(self._subject, scores, quantity):
+            if not number.decided:
+                self._tally.unresolved.append(number.doubt)
+                continue
+            self.bites(True)
+            finding = Finding(what, *number.words, number.error, number.allowed)
+            if number.error <= number.allowed:
+                self._tally.worst = max(self._tally.worst, finding.excess)
+            elif worst is None or not finding.excess <= worst.excess:
+                worst = finding
+        if worst is not None:
+            raise Exceeded(worst)

@@ -26,7 +26,7 @@ from lmconform.judging.operators import (
     both,
     rows,
 )
-from lmconform.suite.expect import Exceeded, Finding, Tally, Unfit
+from lmconform.suite.findings import Exceeded, Finding, Tally, Unfit
 
 ATTENTION, ROPE, NORM = AttentionOperator.kind, RopeOperator.kind, RMSNormOperator.kind
 """Kinds of operators, for ``decides(on=...)``."""

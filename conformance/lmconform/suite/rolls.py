@@ -15,7 +15,7 @@ from lmconform.checkpoints.dice import Dice
 from lmconform.judging.arithmetic import UNIT_ROUNDOFF
 from lmconform.judging.budgets import centred
 from lmconform.spec.categorical_output import probabilities
-from lmconform.suite.expect import Unfit
+from lmconform.suite.findings import Unfit
 from lmconform.suite.plan import MAX_ROWS
 from lmconform.suite.subject import MOST_LOGPROBS, Scores, Subject, Tokens, read_steps
 

@@ -64,7 +64,7 @@ def switched(model: Subject, draw: Draw, length: int) -> Tokens:
 
 def looks_through_its_keys(model: Subject, expect: Expect, scores: Scores) -> None:
     what = "weight on all steps, which one KV head gives to the switch"
-    expect.measures(scores, dial(model).gate, what, fault=keys_in_turn)
+    expect.reading(dial(model).gate).agrees(scores, what, fault=keys_in_turn)
 
 
 @decides("GQA-1", "5313a0d9", door="score", on=(DIAL,), every_regime=True, length=lengths(at_least=2))
@@ -94,7 +94,7 @@ def test_a_head_compares_with_the_keys_of_its_group_while_generating(
 
 def gathers_its_values(model: Subject, expect: Expect, scores: Scores) -> None:
     what = "value of the switches, by which KV heads differ"
-    expect.measures(scores, dial(model).signature, what, fault=values_in_turn)
+    expect.reading(dial(model).signature).agrees(scores, what, fault=values_in_turn)
 
 
 @decides("GQA-2", "7229e175", door="score", on=(DIAL,), every_regime=True, length=lengths())

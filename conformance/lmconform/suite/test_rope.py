@@ -3,8 +3,17 @@
 from __future__ import annotations
 
 from lmconform.checkpoints import rope_edits
-from lmconform.suite.dsl import Draw, Edits, Expect, Gauge, Subject, chunks, decides, lengths
-from lmconform.suite.instruments import STRETCHED_TURN_SCOPE, TURN_SCOPE
+from lmconform.suite.dsl import (
+    STRETCHED_TURN_SCOPE,
+    TURN_SCOPE,
+    Draw,
+    Edits,
+    Expect,
+    Subject,
+    chunks,
+    decides,
+    lengths,
+)
 from lmconform.suite.turning import (
     FULL,
     full_lengths,
@@ -29,8 +38,11 @@ def test_moved_content_keeps_its_weight_ratios(
 ) -> None:
     scope = turns(model)
     here, there = (model.score(scope.at_the_end(length), scope.columns)[1 - scope.content :] for length in lengths)
-    Gauge(expect, scope.share).close(
-        got=there, wanted=here, what="share of a content token, with more filler before it", fault=rope_edits.still
+    expect.reading(scope.share, head="quiet head").close(
+        got=there,
+        wanted=here,
+        what="share of a content token, with more filler before it",
+        fault=Edits(rope_edits.still),
     )
 
 
@@ -40,8 +52,11 @@ def test_moved_content_keeps_its_weight_ratios_in_a_first_chunk(
 ) -> None:
     scope = turns(model)
     here, there = (in_chunks(model, scope.at_the_end(n), [n])[1 - scope.content :] for n in lengths)
-    Gauge(expect, scope.share).close(
-        got=there, wanted=here, what="share of a content token, with more filler before it", fault=rope_edits.still
+    expect.reading(scope.share, head="quiet head").close(
+        got=there,
+        wanted=here,
+        what="share of a content token, with more filler before it",
+        fault=Edits(rope_edits.still),
     )
 
 
@@ -51,8 +66,11 @@ def test_moved_content_keeps_its_weight_ratios_in_a_prompt(
 ) -> None:
     scope = turns(model)
     here, there = (last_step(model, scope.at_the_end(length)) for length in lengths)
-    Gauge(expect, scope.share).close(
-        got=there, wanted=here, what="share of a content token, with more filler before it", fault=rope_edits.still
+    expect.reading(scope.share, head="quiet head").close(
+        got=there,
+        wanted=here,
+        what="share of a content token, with more filler before it",
+        fault=Edits(rope_edits.still),
     )
 
 
@@ -63,14 +81,18 @@ def test_moved_content_keeps_its_weight_ratios_in_a_prompt(
 def test_each_pair_turns_by_its_frequency(model: Subject, expect: Expect, draw: Draw, length: int) -> None:
     scope = turns(model)
     last = model.score(scope.spread(length), scope.columns)[-1:]
-    Gauge(expect, scope.turn).agrees(last, "what a pair's turn adds to a score", fault=rope_edits.of_base_10_000)
+    expect.reading(scope.turn, head="pair").agrees(
+        last, "what a pair's turn adds to a score", fault=rope_edits.of_base_10_000
+    )
 
 
 @decides("ROPE-2", "c483d0e0", door="generate", on=(TURN_SCOPE,), length=full_lengths())
 def test_each_pair_turns_by_its_frequency_in_a_prompt(model: Subject, expect: Expect, draw: Draw, length: int) -> None:
     scope = turns(model)
     last = last_step(model, scope.spread(length))
-    Gauge(expect, scope.turn).agrees(last, "what a pair's turn adds to a score", fault=rope_edits.of_base_10_000)
+    expect.reading(scope.turn, head="pair").agrees(
+        last, "what a pair's turn adds to a score", fault=rope_edits.of_base_10_000
+    )
 
 
 # ROPE-3: pairs are (i, i + D/2).
@@ -120,7 +142,7 @@ def test_a_quarter_turn_of_pairs_changes_no_step(model: Subject, expect: Expect,
 def test_a_query_ahead_of_its_keys_moves_further_ahead(model: Subject, expect: Expect, draw: Draw, length: int) -> None:
     scope = turns(model)
     last = model.score(scope.at_the_end(length), scope.columns)[-1:]
-    Gauge(expect, scope.lead).signs(last, "lead of the own key over the one before it")
+    expect.reading(scope.lead, head="pair").signs(last, "lead of the own key over the one before it")
 
 
 @decides("ROPE-4", "6f105e36", door="generate", on=(TURN_SCOPE,), length=full_lengths())
@@ -128,7 +150,7 @@ def test_a_query_ahead_of_its_keys_moves_further_ahead_in_a_prompt(
     model: Subject, expect: Expect, draw: Draw, length: int
 ) -> None:
     scope = turns(model)
-    Gauge(expect, scope.lead).signs(
+    expect.reading(scope.lead, head="pair").signs(
         last_step(model, scope.at_the_end(length)), "lead of the own key over the one before it"
     )
 
@@ -140,7 +162,9 @@ def test_a_query_ahead_of_its_keys_moves_further_ahead_in_a_prompt(
 def test_every_layer_turns_as_the_first_one_does(model: Subject, expect: Expect, draw: Draw, length: int) -> None:
     scope = turns(model)
     last = model.score(scope.at_the_end(length), scope.columns)[-1:]
-    Gauge(expect, scope.accord).signs(last, "lead of the own key in a layer times that in the first layer")
+    expect.reading(scope.accord, layer="further layer", head="pair").signs(
+        last, "lead of the own key in a layer times that in the first layer"
+    )
 
 
 @decides("ROPE-5", "556375a9", door="generate", on=(TURN_SCOPE,), length=full_lengths())
@@ -148,7 +172,7 @@ def test_every_layer_turns_as_the_first_one_does_in_a_prompt(
     model: Subject, expect: Expect, draw: Draw, length: int
 ) -> None:
     scope = turns(model)
-    Gauge(expect, scope.accord).signs(
+    expect.reading(scope.accord, layer="further layer", head="pair").signs(
         last_step(model, scope.at_the_end(length)), "lead of the own key in a layer times that in the first layer"
     )
 
@@ -192,10 +216,10 @@ def test_a_chunk_goes_on_where_the_cache_ends(
 ) -> None:
     scope, length = turns(model), sum(sizes)
     tokens = scope.spread(length)
-    Gauge(expect, scope.share).close(
+    expect.reading(scope.share, head="quiet head").close(
         got=in_chunks(model, tokens, sizes)[sizes[0] :],
         wanted=in_chunks(model, tokens, [length])[sizes[0] :],
-        fault=rope_edits.still,
+        fault=Edits(rope_edits.still),
         what="share of a content token, from a chunk over a cache",
     )
 
@@ -207,10 +231,10 @@ def test_the_first_decode_step_goes_on_where_the_prompt_ends(
     scope = turns(model)
     step = last_step(model, scope.spread(length, spared=STEPS), 2)
     ((longer, _),) = step.places
-    Gauge(expect, scope.share).close(
+    expect.reading(scope.share, head="quiet head").close(
         got=step,
         wanted=last_step(model, longer),
-        fault=rope_edits.still,
+        fault=Edits(rope_edits.still),
         what="share of a content token, from the first decode step",
     )
 
@@ -219,10 +243,10 @@ def test_the_first_decode_step_goes_on_where_the_prompt_ends(
 def test_cached_keys_keep_their_angles_step_by_step(model: Subject, expect: Expect, draw: Draw, length: int) -> None:
     scope, cached = turns(model), length - STEPS
     tokens = scope.spread(length)
-    Gauge(expect, scope.share).close(
+    expect.reading(scope.share, head="quiet head").close(
         got=in_chunks(model, tokens, [cached] + [1] * STEPS)[cached:],
         wanted=in_chunks(model, tokens, [length])[cached:],
-        fault=rope_edits.still,
+        fault=Edits(rope_edits.still),
         what="share of a content token, from steps of one token",
     )
 
@@ -232,10 +256,10 @@ def test_cached_keys_keep_their_angles_while_decoding(model: Subject, expect: Ex
     scope = turns(model)
     step = last_step(model, scope.spread(length, spared=STEPS), STEPS + 1)
     ((longer, _),) = step.places
-    Gauge(expect, scope.share).close(
+    expect.reading(scope.share, head="quiet head").close(
         got=step,
         wanted=last_step(model, longer),
-        fault=rope_edits.still,
+        fault=Edits(rope_edits.still),
         what=f"share of a content token, from decode step {STEPS}",
     )
 
@@ -247,10 +271,10 @@ def test_cached_keys_keep_their_angles_while_decoding(model: Subject, expect: Ex
 def test_linear_scaling_stretches_distances(model: Subject, expect: Expect, draw: Draw) -> None:
     scope = turns(model)
     plain, far = stretched(model, draw)
-    Gauge(expect, scope.share).close(
+    expect.reading(scope.share, head="quiet head").close(
         got=model.edited("linear-rope").score(far, scope.columns)[-1:],
         wanted=model.score(plain, scope.columns)[-1:],
-        fault=rope_edits.unscaled,
+        fault=Edits(rope_edits.unscaled),
         what="share of a content token, factor times as far away",
     )
 
@@ -258,10 +282,10 @@ def test_linear_scaling_stretches_distances(model: Subject, expect: Expect, draw
 @decides("ROPE-9", "9c9f7f6b", door="generate", on=(TURN_SCOPE,))
 def test_linear_scaling_stretches_distances_in_a_prompt(model: Subject, expect: Expect, draw: Draw) -> None:
     plain, far = stretched(model, draw)
-    Gauge(expect, turns(model).share).close(
+    expect.reading(turns(model).share, head="quiet head").close(
         got=last_step(model.edited("linear-rope"), far),
         wanted=last_step(model, plain),
-        fault=rope_edits.unscaled,
+        fault=Edits(rope_edits.unscaled),
         what="share of a content token, factor times as far away",
     )
 
@@ -270,7 +294,9 @@ def test_linear_scaling_stretches_distances_in_a_prompt(model: Subject, expect: 
 def test_llama3_scaling_sets_each_frequency(model: Subject, expect: Expect, draw: Draw, length: int) -> None:
     scope = turns(model)
     last = model.score(scope.spread(length), scope.columns)[-1:]
-    Gauge(expect, scope.turn).agrees(last, "what a pair's turn adds to a score", fault=rope_edits.unscaled)
+    expect.reading(scope.turn, head="pair").agrees(
+        last, "what a pair's turn adds to a score", fault=rope_edits.unscaled
+    )
 
 
 @decides("ROPE-10", "8acdd309", door="generate", on=(STRETCHED_TURN_SCOPE,), length=full_lengths())
@@ -279,7 +305,9 @@ def test_llama3_scaling_sets_each_frequency_in_a_prompt(
 ) -> None:
     scope = turns(model)
     last = last_step(model, scope.spread(length))
-    Gauge(expect, scope.turn).agrees(last, "what a pair's turn adds to a score", fault=rope_edits.unscaled)
+    expect.reading(scope.turn, head="pair").agrees(
+        last, "what a pair's turn adds to a score", fault=rope_edits.unscaled
+    )
 
 
 @decides("ROPE-11", "66389994", door="score", on=(STRETCHED_TURN_SCOPE,), length=full_lengths())
@@ -287,10 +315,10 @@ def test_both_spellings_mean_the_same(model: Subject, expect: Expect, draw: Draw
     scope = turns(model)
     tokens = scope.spread(length)
     older, newer = (model.edited(f"{which}-rope-spelling").score(tokens, scope.columns) for which in ("older", "newer"))
-    Gauge(expect, scope.share).close(
+    expect.reading(scope.share, head="quiet head").close(
         got=older,
         wanted=newer,
-        fault=rope_edits.of_base_10_000,
+        fault=Edits(rope_edits.of_base_10_000),
         what="share of a content token, RoPE in the older spelling",
     )
 
@@ -301,10 +329,10 @@ def test_both_spellings_mean_the_same_in_a_prompt(model: Subject, expect: Expect
     older, newer = (
         last_step(model.edited(f"{which}-rope-spelling"), scope.spread(length)) for which in ("older", "newer")
     )
-    Gauge(expect, scope.share).close(
+    expect.reading(scope.share, head="quiet head").close(
         got=older,
         wanted=newer,
-        fault=rope_edits.of_base_10_000,
+        fault=Edits(rope_edits.of_base_10_000),
         what="share of a content token, RoPE in the older spelling",
     )
 
@@ -317,8 +345,11 @@ def test_a_longer_sequence_changes_no_later_score(
     model: Subject, expect: Expect, draw: Draw, lengths: tuple[int, int]
 ) -> None:
     before, _, after = short_long_short(model, lengths, lambda fresh, tokens: fresh.score(tokens, turns(fresh).columns))
-    Gauge(expect, turns(model).share).close(
-        got=after, wanted=before, fault=rope_edits.linear, what="share of a content token, after a longer sequence"
+    expect.reading(turns(model).share, head="quiet head").close(
+        got=after,
+        wanted=before,
+        fault=Edits(rope_edits.linear),
+        what="share of a content token, after a longer sequence",
     )
 
 
@@ -327,8 +358,11 @@ def test_a_longer_session_changes_no_later_score(
     model: Subject, expect: Expect, draw: Draw, lengths: tuple[int, int]
 ) -> None:
     before, _, after = short_long_short(model, lengths, lambda fresh, tokens: in_chunks(fresh, tokens, [len(tokens)]))
-    Gauge(expect, turns(model).share).close(
-        got=after, wanted=before, fault=rope_edits.linear, what="share of a content token, after a longer session"
+    expect.reading(turns(model).share, head="quiet head").close(
+        got=after,
+        wanted=before,
+        fault=Edits(rope_edits.linear),
+        what="share of a content token, after a longer session",
     )
 
 
@@ -337,6 +371,6 @@ def test_a_longer_prompt_changes_no_later_step(
     model: Subject, expect: Expect, draw: Draw, lengths: tuple[int, int]
 ) -> None:
     before, _, after = short_long_short(model, lengths, last_step)
-    Gauge(expect, turns(model).share).close(
-        got=after, wanted=before, fault=rope_edits.linear, what="share of a content token, after a longer prompt"
+    expect.reading(turns(model).share, head="quiet head").close(
+        got=after, wanted=before, fault=Edits(rope_edits.linear), what="share of a content token, after a longer prompt"
     )

@@ -70,7 +70,7 @@ def decoded(model: Subject, prompt: Tokens, steps: int) -> Scores:
 def test_scores_are_divided_by_the_root_of_head_dim(model: Subject, expect: Expect, draw: Draw, length: int) -> None:
     tokens = dial(model).steps(draw.tokens(length))
     scores = model.score(tokens, model.scope.columns)
-    expect.measures(scores, dial(model).shares, "share of a token in the weight", fault=wider_scale)
+    expect.reading(dial(model).shares).agrees(scores, "share of a token in the weight", fault=wider_scale)
 
 
 @decides("SDP-1", "99185296", door="session", on=(DIAL,), every_regime=True, sizes=decoding())
@@ -79,13 +79,15 @@ def test_the_scale_holds_in_chunks_and_decode_steps(
 ) -> None:
     tokens = dial(model).steps(draw.tokens(sum(sizes)))
     scores = model.prefill_in_chunks(tokens, sizes, model.scope.columns)
-    expect.measures(scores, dial(model).shares, "share of a token in the weight, over a cache", fault=wider_scale)
+    expect.reading(dial(model).shares).agrees(scores, "share of a token in the weight, over a cache", fault=wider_scale)
 
 
 @decides("SDP-1", "99185296", door="generate", on=(DIAL,), length=lengths())
 def test_the_scale_holds_while_generating(model: Subject, expect: Expect, draw: Draw, length: int) -> None:
     scores = decoded(model, (*dial(model).steps(draw.tokens(length - 1)), STEPS[0]), 2)
-    expect.measures(scores, dial(model).shares, "share of a token in the weight, while generating", fault=wider_scale)
+    expect.reading(dial(model).shares).agrees(
+        scores, "share of a token in the weight, while generating", fault=wider_scale
+    )
 
 
 # SDP-2: weights are at least 0 and sum to 1.
@@ -95,7 +97,7 @@ def test_the_scale_holds_while_generating(model: Subject, expect: Expect, draw: 
 def test_weights_sum_to_one(model: Subject, expect: Expect, draw: Draw, length: int) -> None:
     tokens = dial(model).steps(draw.tokens(length))
     scores = model.score(tokens, model.scope.columns)
-    expect.measures(scores, dial(model).sums, "sum of all weights, and of the negative ones", fault=lost_weight)
+    expect.reading(dial(model).sums).agrees(scores, "sum of all weights, and of the negative ones", fault=lost_weight)
 
 
 @decides("SDP-2", "48ae0874", door="session", on=(DIAL,), sizes=decoding())
@@ -104,13 +106,13 @@ def test_weights_sum_to_one_in_chunks_and_decode_steps(
 ) -> None:
     tokens = dial(model).steps(draw.tokens(sum(sizes)))
     scores = model.prefill_in_chunks(tokens, sizes, model.scope.columns)
-    expect.measures(scores, dial(model).sums, "sum of all weights, and of the negative ones", fault=lost_weight)
+    expect.reading(dial(model).sums).agrees(scores, "sum of all weights, and of the negative ones", fault=lost_weight)
 
 
 @decides("SDP-2", "48ae0874", door="generate", on=(DIAL,), length=lengths())
 def test_weights_sum_to_one_while_generating(model: Subject, expect: Expect, draw: Draw, length: int) -> None:
     scores = decoded(model, (*dial(model).steps(draw.tokens(length - 1)), STEPS[0]), 2)
-    expect.measures(scores, dial(model).sums, "sum of all weights, and of the negative ones", fault=lost_weight)
+    expect.reading(dial(model).sums).agrees(scores, "sum of all weights, and of the negative ones", fault=lost_weight)
 
 
 # SDP-3: linear in the values.
@@ -184,7 +186,8 @@ def reordered(model: Subject, draw: Draw, span: tuple[int, int]) -> tuple[Tokens
 
 
 def same_weights(model: Subject, expect: Expect, one: Scores, other: Scores) -> None:
-    expect.measures(one, dial(model).shares, "share of tokens whose places changed", fault=turned_keys, like=other)
+    what = "share of tokens whose places changed"
+    expect.reading(dial(model).shares).close(got=one, wanted=other, what=what, fault=turned_keys)
 
 
 # SDP-5: a constant added to a row of scores.
@@ -194,7 +197,7 @@ def offset_by_a_constant(model: Subject, expect: Expect, scores: Scores) -> None
     """The last row has the keys of the one before and its own, which is no step; and a query that adds a constant."""
     what = "share of a token in the weight, all scores offset by 100"
     expect.bites(True)  # an overflow shows in every number format
-    expect.measures(scores[-1:], dial(model).shares, what, like=scores[-2:-1])
+    expect.reading(dial(model).shares).close(got=scores[-1:], wanted=scores[-2:-1], what=what)
 
 
 @decides("SDP-5", "5fe73bf8", door="score", on=(DIAL,), every_regime=True, finite=True, length=lengths(at_least=2))
@@ -221,7 +224,8 @@ def test_an_offset_changes_no_weight_while_generating(model: Subject, expect: Ex
 @decides("SDP-6", "509625e3", door="score", on=(SCOPE,), length=lengths(at_least=2))
 def test_a_query_of_zero_weighs_all_equally(model: Subject, expect: Expect, draw: Draw, length: int) -> None:
     tokens = model.scope.content_at(length, draw.places(length, model.scope.content))
-    expect.measures(model.score(tokens, model.scope.columns), model.scope.read, "weight given by a query of 0")
+    scores = model.score(tokens, model.scope.columns)
+    expect.reading(model.scope.read).agrees(scores, "weight given by a query of 0")
 
 
 @decides("SDP-6", "509625e3", door="session", on=(SCOPE,), sizes=decoding())
@@ -230,7 +234,7 @@ def test_a_query_of_zero_weighs_all_equally_from_a_cache(
 ) -> None:
     tokens = model.scope.content_at(sum(sizes), draw.places(sum(sizes), model.scope.content))
     scores = model.prefill_in_chunks(tokens, sizes, model.scope.columns)
-    expect.measures(scores, model.scope.read, "weight given by a query of 0")
+    expect.reading(model.scope.read).agrees(scores, "weight given by a query of 0")
 
 
 @decides("SDP-6", "509625e3", door="generate", on=(SCOPE,), length=lengths(at_least=2))
@@ -238,7 +242,7 @@ def test_a_query_of_zero_weighs_all_equally_while_generating(
     model: Subject, expect: Expect, draw: Draw, length: int
 ) -> None:
     tokens = model.scope.content_at(length, draw.places(length, model.scope.content))
-    expect.measures(decoded(model, tokens, 2), model.scope.read, "weight given by a query of 0")
+    expect.reading(model.scope.read).agrees(decoded(model, tokens, 2), "weight given by a query of 0")
 
 
 # SDP-7: large scores.
@@ -254,7 +258,7 @@ def total(model: Subject, expect: Expect, scores: Scores) -> None:
     def meter(values: Array) -> Array:
         return model.scope.read(values)[:, :1].sum(axis=-1, keepdims=True)  # [n, 1, H_q, 1]
 
-    expect.measures(scores, meter, "weight on all tokens of huge score together")
+    expect.reading(meter).agrees(scores, "weight on all tokens of huge score together")
 
 
 @decides("SDP-7", "4349bf3d", door="score", on=(LOUD_SCOPE,), every_regime=True, finite=True, span=spans())
@@ -284,8 +288,8 @@ def test_huge_scores_give_finite_weights_while_generating(
 
 def each_head(model: Subject, expect: Expect, scores: Scores) -> None:
     """Every head has a query of its own at the last row."""
-    meter = dial(model).shares
-    expect.measures(scores, meter, "share of a token in the weight, by a query that differs by head", shuffled_heads)
+    what = "share of a token in the weight, by a query that differs by head"
+    expect.reading(dial(model).shares).agrees(scores, what, fault=shuffled_heads)
 
 
 @decides("SDP-8", "585efdb7", door="score", on=(DIAL,), every_regime=True, length=lengths(at_least=3))
