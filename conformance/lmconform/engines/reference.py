@@ -31,6 +31,7 @@ from lmconform.adapter import (
     Session,
 )
 from lmconform.engines.common import check_tokens, choose, whole_number
+from lmconform.engines.tensors import numbers, torch_device
 from refdecoder.cache import Cache, Side
 from refdecoder.checkpoint import DTYPES, load
 from refdecoder.model import ATTENTION_FORMS
@@ -64,7 +65,7 @@ class Reference(Engine):
         """Raise ValueError if an option has a value that is not known or not available here."""
         number = cast(DType, choose("dtype", dtype, DTYPES))
         self.attention = choose("attention", attention, ATTENTION_FORMS)
-        self.dtype, self.device = DTYPES[number], _device(device)
+        self.dtype, self.device = DTYPES[number], torch_device(device)
         if threads is not None:
             torch.set_num_threads(whole_number("threads", threads))
         self.version = f"{lmconform.__version__} (torch {torch.__version__})"
@@ -183,7 +184,7 @@ class ReferenceModel(Model):
             return []
         with refusing():
             logits = refdecoder.score(self.decoder, sequences, cache=cache, chunk=self.chunk, padding=self.padding)
-        return [_array(one) for one in logits]
+        return [numbers(one) for one in logits]
 
     def _rows(self, request: Request) -> list[refdecoder.Request]:
         """Return one refdecoder request for each of the ``n`` completions, all with seeds of their own."""
@@ -250,12 +251,6 @@ class ReferenceSession(Session):
 Reference.model_class, Reference.session_class = ReferenceModel, ReferenceSession
 
 
-def _array(logits: torch.Tensor) -> Array:
-    """Return ``logits`` on the host, in float64 if they are, else widened to float32."""
-    exact = logits if logits.dtype == torch.float64 else logits.float()
-    return np.asarray(exact.cpu().numpy())
-
-
 def _seed(seed: int | None, which: int) -> int | None:
     """Return the seed of one of the completions of a request; close seeds give unrelated ones."""
     if seed is None:
@@ -263,12 +258,3 @@ def _seed(seed: int | None, which: int) -> int | None:
     if seed < 0:
         raise Refused(f"The seed is {seed}; it must be 0 or more.")
     return int(np.random.SeedSequence((seed, which)).generate_state(1, np.uint64)[0])
-
-
-def _device(name: str) -> torch.device:
-    """Return the torch device ``name``; raise ValueError if this machine does not have it."""
-    try:
-        torch.ones(1, device=name).tolist()
-        return torch.device(name)
-    except (RuntimeError, AssertionError) as error:  # torch built without a backend asserts
-        raise ValueError(f"Option device={name} cannot be used here: {str(error).splitlines()[0]}") from error

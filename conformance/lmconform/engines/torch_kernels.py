@@ -26,8 +26,7 @@ from lmconform.adapter import (
     RopeOperator,
 )
 from lmconform.engines.common import choose
-from lmconform.engines.reference import _array as array
-from lmconform.engines.reference import _device as torch_device
+from lmconform.engines.tensors import numbers, torch_device
 from refdecoder import Attention, DecoderConfig, Rope
 from refdecoder.checkpoint import DTYPES
 from refdecoder.model import ATTENTION_FORMS, RMSNorm
@@ -79,7 +78,7 @@ class TorchKernels(Engine):
             given = None if visible is None else torch.tensor(visible, device=self.device)
             with torch.inference_mode():
                 queries, keys, values = (self.tensor(one)[None] for one in (q, k, v))  # a batch of one
-                return array(kernel(queries, keys, values, causal, given)[0])
+                return numbers(kernel(queries, keys, values, causal, given)[0])
 
         return AttentionOperator(run, **{"masks": ("none", "causal", "given"), **limits})  # type: ignore[arg-type]
 
@@ -89,13 +88,13 @@ class TorchKernels(Engine):
         def run(x: Array, positions: Array, base: float) -> Array:
             heads = self.tensor(x).transpose(0, 1)[None]  # [H, T, D] to [1, T, H, D]
             turned = kernel(heads, torch.tensor(positions, device=self.device)[None], base)
-            return array(turned[0].transpose(0, 1))
+            return numbers(turned[0].transpose(0, 1))
 
         return run
 
     def rms_norm(self, kernel: Callable[[Tensor, Tensor, float], Tensor]) -> Callable[[Array, Array, float], Array]:
         """Return ``kernel``, of x [n, hidden_size] and weight [hidden_size], as a function of NumPy arrays."""
-        return lambda x, weight, eps: array(kernel(self.tensor(x), self.tensor(weight), eps))
+        return lambda x, weight, eps: numbers(kernel(self.tensor(x), self.tensor(weight), eps))
 
     def tensor(self, values: Array) -> Tensor:
         """Return an array in this engine's format and place."""

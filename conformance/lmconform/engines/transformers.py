@@ -33,6 +33,7 @@ from lmconform.adapter import (
 )
 from lmconform.engines._transformers_generate import generate, padded
 from lmconform.engines.common import check_tokens, choose, whole_number
+from lmconform.engines.tensors import numbers, torch_device
 
 DTYPES = {
     "float32": torch.float32,
@@ -104,7 +105,7 @@ class Transformers(Engine):
             dtype=choose("dtype", dtype, DTYPES),
             attention=choose("attention", attention, ("sdpa", "eager")),
             cache=choose("cache", cache, ("dynamic", "static")),
-            device=_device(device),
+            device=torch_device(device),
         )
         self.precision = PRECISIONS[dtype]
         if threads is not None:
@@ -253,22 +254,6 @@ class TransformersSession(Session):
     def _check_open(self) -> None:
         if self.cache is None:
             raise Refused("The session is closed.")
-
-
-def numbers(scores: torch.Tensor) -> Array:
-    """Return scores as a NumPy array: float64 stays, all else widens to float32."""
-    wide = torch.float64 if scores.dtype == torch.float64 else torch.float32
-    return scores.to("cpu", wide).numpy()
-
-
-def _device(value: str) -> torch.device:
-    """Return the torch device of this name, or raise ValueError that lists those of this machine."""
-    legal = ["cpu"]
-    if torch.cuda.is_available():
-        legal += ["cuda", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
-    if torch.backends.mps.is_available():
-        legal.append("mps")
-    return torch.device(choose("device", value, legal))
 
 
 def _build(config: Mapping[str, Any], settings: Settings) -> None:
