@@ -4,10 +4,11 @@ import io
 from dataclasses import replace
 from types import SimpleNamespace
 
+import pytest
 from rich.console import Console
 
 from lmconform.judging.verdict import Verdict
-from lmconform.report.results import Outcome
+from lmconform.report.results import Outcome, Results
 from lmconform.report.tables import tables
 from lmconform.report.text import MOST_CARDS, in_ranges, summary
 from lmconform.spec import requirements
@@ -84,3 +85,18 @@ def test_few_cards_are_printed_the_sharpest_first_and_the_others_named() -> None
 def test_ids_that_follow_each_other_are_one_range() -> None:
     assert in_ranges(["CM-1", "CM-2", "CM-3", "CM-5", "KV-6", "KV-7"]) == "CM-1 to CM-3, CM-5, KV-6, KV-7"
     assert in_ranges([]) == ""
+
+
+@pytest.mark.parametrize(("failing", "code"), [("KV-14", 0), ("KV-13", 1)])
+def test_a_failed_should_is_told_and_does_not_stand_in_the_way(failing, code) -> None:
+    records = [
+        record(Verdict.FAIL if name == failing else Verdict.PASS) | {"requirement": name} for name in ("KV-13", "KV-14")
+    ]
+    made = Results({"name": "x", "version": "1"}, {"seconds": 1.0}, {"KV-13": 1, "KV-14": 1}, records)
+    assert made.exit_code() == code
+    text = printed(lambda console: summary(console, made))
+    assert ("It does not do what is advised with SHOULD in KV-14." in " ".join(text.split())) == (code == 0)
+
+
+def test_a_failed_should_alone_is_no_pass() -> None:
+    assert Results({}, {}, {"KV-14": 1}, [record(Verdict.FAIL) | {"requirement": "KV-14"}]).exit_code() == 1

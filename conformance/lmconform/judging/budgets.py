@@ -48,6 +48,8 @@ LARGE = 10_000_000
 
 KEPT_BYTES = 64_000_000
 """Of tables that a yardstick keeps."""
+FEWEST_KEPT = 6
+"""Tables kept however large they are: as many as tests share sequences."""
 
 Reading = Callable[[Array], Array]
 Rounded = Literal["scores", "logprobs"] | None
@@ -181,7 +183,7 @@ class Tables:
         for known in [one for one in self._known if tokens[: len(one)] == one]:
             del self._known[known]  # the new table holds it
         self._known[tokens] = found = self._compute(tokens)
-        while sum(table.nbytes for table in self._known.values()) > KEPT_BYTES and len(self._known) > 1:
+        while sum(table.nbytes for table in self._known.values()) > KEPT_BYTES and len(self._known) > FEWEST_KEPT:
             self._known.popitem(last=False)
         return found
 

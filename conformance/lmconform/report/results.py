@@ -39,6 +39,11 @@ class Outcome:
     def verdict(self) -> Verdict:
         return merge(((record["door"], Verdict(record["verdict"])) for record in self.records), self.bites)
 
+    @property
+    def advice(self) -> bool:
+        """Whether it fails what the standard only advises, with SHOULD: no condition of conforming."""
+        return self.verdict is Verdict.FAIL and not self.requirement.keyword.startswith("MUST")
+
     def first(self, verdict: Verdict) -> Mapping[str, Any] | None:
         """The most telling record of this verdict: the one with the largest excess."""
         found = [record for record in self.records if record["verdict"] == verdict]
@@ -67,7 +72,8 @@ class Results:
         return found
 
     def exit_code(self) -> int:
-        return exit_code(outcome.verdict for outcome in self.outcomes())
+        outcomes = self.outcomes()
+        return exit_code(outcome.verdict for outcome in [one for one in outcomes if not one.advice] or outcomes)
 
     def doors(self) -> dict[str, dict[str, int]]:
         """For each door: how many tests were judged, and how many of these passed."""

@@ -205,7 +205,9 @@ def _last_line(results: Results, outcomes: list[Outcome]) -> Text:
     told = ", ".join(f"{counts[verdict]} {verdict}" for verdict in Verdict if counts[verdict])
     match results.exit_code():
         case 0:
-            return Text.assemble((f"{name} conforms", "bold green"), f" ({told})")
+            advice = in_ranges([outcome.requirement.id for outcome in outcomes if outcome.advice])
+            but = f". It does not do what is advised with SHOULD in {advice}." if advice else ""
+            return Text.assemble((f"{name} conforms", "bold green"), f" ({told}){but}")
         case 1:
             return Text.assemble((f"{name} does not conform", "bold red"), f" ({told})")
         case _:
