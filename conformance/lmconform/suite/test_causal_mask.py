@@ -6,7 +6,9 @@ import numpy as np
 
 from lmconform.spec.causal_mask import causal_visible
 from lmconform.suite.dsl import (
+    FAMILIES,
     LOUD_SCOPE,
+    RANDOM,
     SCOPE,
     Array,
     Draw,
@@ -253,7 +255,7 @@ def test_padding_changes_no_continuation(model: Subject, expect: Expect, draw: D
     )
 
 
-@decides("CM-8", "7dd4f9d1", door="score_batch", every_regime=True, lengths=rows())
+@decides("CM-8", "7dd4f9d1", door="score_batch", on=(RANDOM, FAMILIES), every_regime=True, lengths=rows())
 def test_each_row_of_a_batch_scores_as_alone(
     model: Subject, expect: Expect, draw: Draw, lengths: tuple[int, ...]
 ) -> None:

@@ -6,6 +6,8 @@ from hypothesis import strategies as st
 
 from lmconform.spec.causal_mask import causal_visible
 from lmconform.suite.dsl import (
+    FAMILIES,
+    RANDOM,
     SCOPE,
     TURNING_SCOPE,
     Draw,
@@ -36,7 +38,7 @@ def prefills(most_steps: int = STEPS) -> Structure:
 # KV-1: chunks do not matter.
 
 
-@decides("KV-1", "b915b3c5", door="session", every_regime=True, sizes=chunks())
+@decides("KV-1", "b915b3c5", door="session", on=(RANDOM, FAMILIES), every_regime=True, sizes=chunks())
 def test_chunks_score_as_one_pass(model: Subject, expect: Expect, draw: Draw, sizes: tuple[int, ...]) -> None:
     tokens = draw.tokens(sum(sizes))
     expect.close(
