@@ -25,3 +25,12 @@ def test_a_refusal_has_a_reason(bench) -> None:
     model = bench.subject(Case("loud-0"))
     assert "multiple" in model.refusal("uneven-heads", lambda other: other.score((1,)))
     assert model.refusal("repeat-kv", lambda other: other.score((1,))) is None
+
+
+def test_rows_that_share_no_id_decide_nothing(bench) -> None:
+    model = bench.subject(Case("loud-0"))
+    scores = model.score((1, 2, 3))
+    with pytest.raises(Unfit, match="share 0 ids"):
+        Expect(model, Tally()).close(got=scores.only([0, 1]), wanted=scores.only([2, 3]), what="scores")
+    with pytest.raises(Unfit, match="share 1 ids"):
+        Expect(model, Tally()).agrees(scores.only([7]), what="scores")

@@ -29,9 +29,7 @@ class ScoreWords(Words):
         ``fault`` makes the checkpoint on which the oracle computes what a wrong engine would: the example bites if the
         budget would have shown it. Without it every example bites.
         """
-        truth, budget = self._subject.yardstick.budget(scores.places, scores.columns, logprobs=scores.logprobs)
-        if budget.unfit:
-            raise Unfit(f"legal errors are {budget.size:.2g} beside a spread of {budget.spread:.2g}")
+        truth, budget = self._fit(scores, sides=1)
         self.bites(fault is None or budget.excess(self._as_edited(scores, fault) - centred(truth)) > 1)
         self._within(centred(scores.values), truth, truth, scores, budget, what)
 
@@ -44,13 +42,22 @@ class ScoreWords(Words):
         """
         shared = _shared_columns(got, wanted)
         got, wanted = (got.only(shared), wanted.only(shared)) if shared is not None else (got, wanted)
-        truth, budget = self._subject.yardstick.budget(wanted.places, wanted.columns, logprobs=wanted.logprobs, sides=2)
-        if budget.unfit:
-            raise Unfit(f"legal errors are {budget.size:.2g} beside a spread of {budget.spread:.2g}")
+        truth, budget = self._fit(wanted, sides=2)
         if fault is not None:
             moved = self._moved(got, wanted, fault)
             self.bites(budget.excess(moved) > 1)
         self._within(centred(got.values), centred(wanted.values), truth, wanted, budget, what)
+
+    def _fit(self, scores: Scores, sides: int) -> tuple[Array, Budget]:
+        """The oracle's rows and the budget; raise Unfit where they decide nothing."""
+        if scores.columns is not None and len(scores.columns) < 2:
+            raise Unfit(f"the results share {len(scores.columns)} ids, and a row is known up to a constant")
+        truth, budget = self._subject.yardstick.budget(
+            scores.places, scores.columns, logprobs=scores.logprobs, sides=sides
+        )
+        if budget.unfit:
+            raise Unfit(f"legal errors are {budget.size:.2g} beside a spread of {budget.spread:.2g}")
+        return truth, budget
 
     def tokens(self, *, prompt: Tokens, got: Tokens, wanted: Tokens, what: str) -> None:
         """Two greedy continuations of ``prompt`` are the same tokens.
