@@ -42,10 +42,8 @@ class Run:
         material = given_material(Path(option.checkpoint)) if option.checkpoint else None
         self.connection = Connection.start(self.spec, time_limit=option.time_limit)
         self.plan = Plan(self.connection, self.profile, self.seed, material)
-        _ = (
-            self.plan.shapes,
-            self.plan.operators,
-        )  # asks the engine, which may break down: better now than while tests are collected
+        # These ask the engine, which may break down: better now than while tests are collected.
+        _ = self.plan.shapes, self.plan.operators
         seconds = self.profile.seconds if option.minutes is None else 60 * option.minutes
         self.bench = Bench(self.connection, self.plan, self.started + seconds, _database(config, self.spec))
 
