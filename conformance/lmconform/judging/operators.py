@@ -64,12 +64,21 @@ class AttentionCall:
         group = len(self.q) // len(self.k)
         q = self.q.astype(how.working)
         k, v = (np.repeat(how.cache(one.astype(how.working)), group, axis=0) for one in (self.k, self.v))
-        scores = how.store(how.matmul(q, k.swapaxes(1, 2)) * how.working(q.shape[-1] ** -0.5))  # [H_q, n, m]
+        scores = _scaled(q, k, how)  # [H_q, n, m]
         blind = ~self.visible().any(axis=1, keepdims=True)  # nobody reads these rows; as if they saw all
         scores = np.where(self.visible() | blind, scores, -np.inf)
         if how.split:
             return _key_by_key(scores, v, how) if how.narrow_softmax else _in_tiles(scores, v, how)
         return how.matmul(how.softmax(scores), v)
+
+
+def _scaled(q: Array, k: Array, how: Arithmetic) -> Array:
+    """Scores [H_q, n, m]; the scale multiplies the product, or its root each side before, as in torch's math form."""
+    scale = q.shape[-1] ** -0.5
+    if how.weight_last:
+        root = how.working(scale**0.5)
+        return how.matmul(how.store(q * root), how.store(k * root).swapaxes(1, 2))
+    return how.store(how.matmul(q, k.swapaxes(1, 2)) * how.working(scale))
 
 
 def _key_by_key(scores: Array, v: Array, how: Arithmetic) -> Array:
@@ -142,15 +151,22 @@ class RopeCall:
         return np.stack([first, second], axis=-1).reshape(*first.shape[:-1], -1)  # [..., D/2, 2] to [..., D]
 
     def _angles(self, how: Arithmetic) -> Array:
-        """Angles in float32 at least; where ``how`` splits sums, one frequency from the other."""
-        D = self.x.shape[-1]
+        """Angles [T, D/2] in float32 at least."""
         if self.exact_angles:
-            return np.asarray(angles(self.positions, inverse_frequencies(D, self.base)))
-        frequencies = inverse_frequencies(D, self.base).astype(how.working)
+            return np.asarray(angles(self.positions, inverse_frequencies(self.x.shape[-1], self.base)))
+        return self.positions.astype(how.working)[:, None] * self._frequencies(how)
+
+    def _frequencies(self, how: Arithmetic) -> Array:
+        """Frequencies [D/2]: the exact ones rounded, powers or exponentials in the format, or one from the other."""
+        D = self.x.shape[-1]
+        exponents = (np.arange(0, D, 2) / D).astype(how.working)
+        rounded = inverse_frequencies(D, self.base).astype(how.working)
         if how.split and D > 2:
-            steps = np.full(D // 2, frequencies[1], how.working)
-            frequencies = np.cumprod(steps, dtype=how.working) / steps
-        return self.positions.astype(how.working)[:, None] * frequencies
+            steps = np.full(D // 2, rounded[1], how.working)
+            return np.asarray(np.cumprod(steps, dtype=how.working) / steps)
+        if how.narrow_softmax and how.weight_last:
+            return np.asarray(np.exp(-exponents * np.log(how.working(self.base))))
+        return np.asarray(1 / how.working(self.base) ** exponents) if how.narrow_softmax else rounded
 
 
 @dataclass(frozen=True, eq=False)
