@@ -11,7 +11,7 @@ import numpy as np
 from lmconform.adapter import Array
 from lmconform.calibrate.engines import WAYS, Engine, Way
 from lmconform.calibrate.table import Table
-from lmconform.checkpoints.dial_scope import HEADS, OFFSET, STEPS, SWITCHES
+from lmconform.checkpoints.dial_scope import HEADS, OFFSET, STEPS, SWITCHES, DialScope
 from lmconform.judging.budgets import Reading
 from lmconform.suite.instruments import (
     BALANCE,
@@ -62,6 +62,13 @@ def _first_layer_sum(scope: Any) -> Reading:
     return total
 
 
+def _gate(switch: int) -> Probe:
+    def prompt(dial: DialScope) -> Tokens:
+        return switch, *_steps(LENGTH - 3), *SCRIPTED
+
+    return Probe(DIAL, f"gate, switch {switch}", prompt, lambda dial: dial.gate, first=1)
+
+
 PROBES = (
     Probe(SCOPE, "weights", lambda scope: scope.content_at(LENGTH, PLACES), lambda scope: scope.read, exact=True),
     Probe(LOUD_SCOPE, "sum of weights", lambda scope: scope.loud_after(LENGTH, 17), _first_layer_sum, exact=True),
@@ -72,16 +79,7 @@ PROBES = (
     Probe(DIAL, "sums", lambda dial: (*_steps(LENGTH - 2), *SCRIPTED), lambda dial: dial.sums),
     Probe(DIAL, "shares, offset", lambda dial: (*_steps(LENGTH - 2), STEPS[2], OFFSET), lambda dial: dial.shares, LAST),
     Probe(DIAL, "shares, by head", lambda dial: (*_steps(LENGTH - 2), OFFSET, HEADS), lambda dial: dial.shares, LAST),
-    *(
-        Probe(
-            DIAL,
-            f"gate, switch {switch}",
-            lambda dial, switch=switch: (switch, *_steps(LENGTH - 3), *SCRIPTED),
-            lambda dial: dial.gate,
-            1,
-        )
-        for switch in SWITCHES
-    ),
+    *(_gate(switch) for switch in SWITCHES),
     Probe(DIAL, "signature", lambda dial: (*dial.switches(_steps(LENGTH - 2)), *SWITCHES), lambda dial: dial.signature),
     *(
         probe
