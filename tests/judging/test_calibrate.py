@@ -72,7 +72,7 @@ def test_shares_are_counted_as_the_suite_judges_them() -> None:
     assert use.units == [pytest.approx((np.sqrt(2.5), 2.0, 2.0))]
     assert use.shares == [0.25]
     use.add(np.ones((2, 2)), budget(1.0, 1.0), "float32")
-    assert use.figures() == {"n": 1, "unfit": 1, "share": 0.25, "units": list(use.units[0])}
+    assert use.figures() == {"n": 1, "unfit": 1, "not_finite": 0, "share": 0.25, "units": list(use.units[0])}
     use.read(np.array([[0.0, 3.0], [0.0, 0.0]]), np.array([[0.0, 4.0], [0.0, 1.0]]))
     assert use.shares[-1] == 0.75
     use.read(np.array([[0.5]]), np.array([[0.0]]))

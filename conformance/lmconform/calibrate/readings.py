@@ -27,6 +27,7 @@ from lmconform.suite.instruments import (
 )
 from lmconform.suite.meters import measured
 from lmconform.suite.subject import Scores, Subject, Tokens, joined
+from lmconform.transport.client import NotFinite
 
 LENGTH = 33
 PLACES = (0, 1, 8, 15, 16, 24, LENGTH - 1)
@@ -120,13 +121,18 @@ def _read(name: str, subject: Subject, probe: Probe, table: Table) -> None:
     instrument: Any = subject.material.instrument
     reading = probe.reading(instrument)
     for label, way in WAYS.items():
-        scores = way(subject, probe.prompt(instrument), instrument.columns, 2)[probe.first :]
+        use = table.at(f"{probe.checkpoint}: {probe.name}", f"{name}, {label}")
+        try:
+            scores = way(subject, probe.prompt(instrument), instrument.columns, 2)[probe.first :]
+        except NotFinite:
+            use.not_finite += 1
+            continue
         wanted, budget = subject.yardstick.budget(
             scores.places, scores.columns, logprobs=scores.logprobs, reading=reading
         )
         error = np.abs(reading(scores.values).reshape(wanted.shape) - wanted)
         bounds = np.where((wanted == 0) & probe.exact, 0, budget.reading[:, None])
-        table.at(f"{probe.checkpoint}: {probe.name}", f"{name}, {label}").read(error, bounds)
+        use.read(error, bounds)
 
 
 def _weigh(name: str, subject: Subject, quantities: tuple[str, ...], checkpoint: str, table: Table) -> None:

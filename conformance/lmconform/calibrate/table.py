@@ -21,6 +21,8 @@ class Use:
     """rms(e)/S, the largest rms_t/S_t and max|e|/M; none where a reading has one bound a row."""
     unfit: int = 0
     """Comparisons that decide nothing in this format; they are in no other figure."""
+    not_finite: int = 0
+    """Answers with NaN or infinity: here the engine is wrong, and nothing can be compared."""
 
     def add(self, error: Array, budget: Budget, dtype: str) -> None:
         """Count an error [n, K] against the three bounds."""
@@ -41,6 +43,7 @@ class Use:
         self.shares += other.shares
         self.units += other.units
         self.unfit += other.unfit
+        self.not_finite += other.not_finite
         return self
 
     def figures(self) -> dict[str, Any]:
@@ -48,6 +51,7 @@ class Use:
         return {
             "n": len(self.shares),
             "unfit": self.unfit,
+            "not_finite": self.not_finite,
             "share": max(self.shares, default=0.0),
             "units": np.max(self.units, axis=0).tolist() if self.units else None,
         }
@@ -86,5 +90,7 @@ class Table:
         """The table as text, a line for each thing that was asked."""
         for what, row in self.content().items():
             units = " ".join(f"{value:5.2f}" for value in row["units"]) if row["units"] else " " * 17
-            counts = f"{len(row['ways']):3} ways {row['n']:6} comparisons {row['unfit']:4} unfit"
+            counts = (
+                f"{len(row['ways']):3} ways {row['n']:6} comparisons {row['unfit']:4} unfit {row['not_finite']:3} NaN"
+            )
             yield f"{self.dtype:9} {what:45} {row['share']:5.2f}  {units}  {counts}  most: {row['most']}"
