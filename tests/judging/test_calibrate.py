@@ -37,7 +37,6 @@ def test_right_engines_use_less_than_half_of_every_bound(table) -> None:
     assert table.content()["llama: scores against the oracle"]["share"] > 0.05
 
 
-@pytest.mark.xfail(strict=True, reason="head_dim 16 with base 500,000: all legal frequencies happen to be nearly exact")
 def test_right_rope_kernels_use_less_than_half_of_every_bound() -> None:
     table = Table("float32")
     operators.measure(table, (RopeOperator.kind,))

@@ -13,7 +13,7 @@ import numpy as np
 from lmconform.adapter import OPERATORS, AttentionOperator, Refused, RMSNormOperator, RopeOperator
 from lmconform.calibrate.table import Table
 from lmconform.judging.operators import AttentionCall, Call, NormCall, OperatorYardstick, RopeCall, rows
-from lmconform.suite.expect import Exceeded, Tally, Unfit
+from lmconform.suite.findings import Exceeded, Tally, Unfit
 from lmconform.suite.operators import (
     GROUPS,
     HIDDEN_SIZES,
