@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from threadpoolctl import threadpool_limits
 
 from lmconform.report.results import plain
 from lmconform.suite.bench import Bench
@@ -44,6 +45,8 @@ class Run:
         self.plan = Plan(self.connection, self.profile, self.seed, material)
         # These ask the engine, which may break down: better now than while tests are collected.
         _ = self.plan.shapes, self.plan.operators
+        if material is None:  # the oracle's products are small here, and threads of two workers fight over the cores
+            threadpool_limits(1, user_api="blas")
         seconds = self.profile.seconds if option.minutes is None else 60 * option.minutes
         self.bench = Bench(self.connection, self.plan, self.started + seconds, _database(config, self.spec))
 
