@@ -2,6 +2,9 @@
 
 The key of row b at position p lies in slot p of row b. So a query at position p may see the slots up to p, whatever
 was cached before and however the new tokens arrive: the mask is lower-right aligned by construction.
+
+A model with a sliding window never looks back further than its window, and a cache could drop what is older. This one
+keeps it: slots stay positions, and any length can be truncated to, at the price of memory.
 """
 
 from __future__ import annotations

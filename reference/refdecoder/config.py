@@ -61,6 +61,8 @@ class DecoderConfig:
     eos_token_ids: tuple[int, ...] = ()
     fused: bool = False
     """phi3: the checkpoint holds projections of one input as one tensor. The decoder is llama's."""
+    sliding_window: int | None = None
+    """phi3: in every layer a position sees its last so many positions, its own among them; None for all of them."""
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any], generation: Mapping[str, Any] | None = None) -> DecoderConfig:
@@ -69,7 +71,8 @@ class DecoderConfig:
         Raises:
             CheckpointError: a key is missing or has an unusable value, or asks for what this decoder does not do.
         """
-        for key in ("quantization_config", "sliding_window", "rope_interleaved"):
+        phi3 = config.get("model_type") == "phi3"
+        for key in ("quantization_config", "rope_interleaved", *(() if phi3 else ("sliding_window",))):
             if config.get(key):
                 raise CheckpointError(f"config.json has {key} = {config[key]!r}, which this decoder does not offer.")
         heads, hidden = _whole(config, "num_attention_heads"), _whole(config, "hidden_size")
@@ -102,7 +105,8 @@ class DecoderConfig:
             attention_bias=_flag(config, "attention_bias"),
             mlp_bias=_flag(config, "mlp_bias"),
             eos_token_ids=_eos(config, generation or {}),
-            fused=config.get("model_type") == "phi3",
+            fused=phi3,
+            sliding_window=None if config.get("sliding_window") is None else _whole(config, "sliding_window"),
         )
 
 
@@ -129,6 +133,11 @@ class GPT2Config:
     def head_dim(self) -> int:
         """D."""
         return self.hidden_size // self.num_attention_heads
+
+    @property
+    def sliding_window(self) -> None:
+        """There is no window."""
+        return None
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any], generation: Mapping[str, Any] | None = None) -> GPT2Config:

@@ -56,6 +56,7 @@ class CausalAttention(nn.Module):
             raise InputError(f"Attention form {form!r} is not known; it may be one of: {ATTENTION_FORMS}.")
         self.layer_index, self.form = layer_index, form
         self.scale = config.head_dim**-0.5
+        self.window = config.sliding_window
 
     def gather(self, q: Tensor, k: Tensor, v: Tensor, positions: Tensor, cache: Cache) -> Tensor:
         """Return the mixed values [B, T, H_q * D]; k and v [B, T, H_kv, D] enter the cache, q is [B, T, H_q, D]."""
@@ -67,7 +68,10 @@ class CausalAttention(nn.Module):
 
     def visible(self, positions: Tensor, slots: Tensor) -> Tensor:
         """Return which of ``slots`` [S] a query at ``positions`` [B, T] may see, as bool [B, T, S]."""
-        return slots <= positions[:, :, None]
+        visible = slots <= positions[:, :, None]
+        if self.window is not None:  # its own slot and the window - 1 before it
+            visible = visible & (slots > positions[:, :, None] - self.window)
+        return visible
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> Tensor:
         """Return the weighted values [B, H_q, T, D] for q [B, H_q, T, D], k and v [B, H_kv, S, D]."""

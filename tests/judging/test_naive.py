@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lmconform.adapter import Precision
-from lmconform.checkpoints.random import FAMILIES, SHAPES, random_checkpoint
+from lmconform.checkpoints.random import FAMILIES, SHAPES, WINDOWED, random_checkpoint
 from lmconform.judging.arithmetic import NAIVE_VARIANTS, variants
 from lmconform.judging.naive import decode
 from lmconform.spec.decoder import decoder, read_config
@@ -15,14 +15,15 @@ TOKENS = tuple(range(30, 3, -1))
 EXACT = Precision("float64", "float64", "float64", "float64", "float64")
 
 
-ACTIVE = [(shape, "hidden_act", name) for shape in (SHAPES[0], FAMILIES[1]) for name in ACTIVATIONS]
-ACTIVE += [(FAMILIES[0], "activation_function", name) for name in GPT2_ACTIVATIONS]
+VARIED = [(shape, "hidden_act", name) for shape in (SHAPES[0], FAMILIES[1]) for name in ACTIVATIONS]
+VARIED += [(WINDOWED, "sliding_window", window) for window in (1, 2, 26, 27, None)]
+VARIED += [(FAMILIES[0], "activation_function", name) for name in GPT2_ACTIVATIONS]
 
 
-@pytest.mark.parametrize(("shape", "field", "activation"), ACTIVE, ids=[f"{s.family}-{name}" for s, _, name in ACTIVE])
-def test_naive_decoders_compute_what_the_oracle_does(shape, field, activation) -> None:
+@pytest.mark.parametrize(("shape", "field", "value"), VARIED, ids=[f"{s.family}-{name}" for s, _, name in VARIED])
+def test_naive_decoders_compute_what_the_oracle_does(shape, field, value) -> None:
     checkpoint = random_checkpoint(shape, "loud", 3)
-    config = read_config({**checkpoint.config, field: activation})
+    config = read_config({**checkpoint.config, field: value})
     weights = {name: np.asarray(value, np.float64) for name, value in checkpoint.weights.items()}
     wanted = decoder(config, weights, TOKENS)
     for how in variants(EXACT)[:NAIVE_VARIANTS]:

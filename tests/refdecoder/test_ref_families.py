@@ -21,6 +21,9 @@ PHI3: dict[str, dict[str, Any]] = {
     "multi-head, tied": {"num_key_value_heads": 6, "tie_word_embeddings": True},
     "head_dim": {"head_dim": 10, "rms_norm_eps": 0.1},
     "gelu": {"hidden_act": "gelu_new"},
+    "window": {"sliding_window": 7},
+    "window of one": {"sliding_window": 1},
+    "window of all but one": {"sliding_window": 49},
 }
 GPT2S: dict[str, dict[str, Any]] = {
     "as released": {},
@@ -44,10 +47,12 @@ def off(got: Tensor, wanted: Tensor) -> float:
     return float((got.double() - wanted.double()).abs().max() / wanted.double().std())
 
 
-@pytest.fixture(scope="module", params=["phi3", "gpt2"])
+@pytest.fixture(scope="module", params=["phi3", "phi3 with a window", "gpt2"])
 def directory(request: pytest.FixtureRequest, save_phi3: Callable[..., Path], save_gpt2: Callable[..., Path]) -> Path:
     """A checkpoint of each family."""
-    return save_phi3() if request.param == "phi3" else save_gpt2()
+    if request.param == "gpt2":
+        return save_gpt2()
+    return save_phi3(sliding_window=None if request.param == "phi3" else 6)
 
 
 # --- against transformers ---------------------------------------------------------------------------------------------
@@ -110,6 +115,18 @@ def test_ragged_batch_is_each_alone(directory: Path, form: str, padding: Any, ch
         assert off(got, score(model, [sequence])[0]) < 1e-10
 
 
+@pytest.mark.parametrize("left", [3, 6, 7, 20])
+def test_a_cut_cache_goes_on_as_if_it_had_never_held_more(directory: Path, left: int) -> None:
+    model, held, other = loaded(directory), tokens(21), tokens(9, seed=2)
+    cache = model.new_cache(1, 40)
+    score(model, [held], cache=cache)
+    cache.truncate(0, left)
+    twin = cache.fork()
+    wanted = score(model, [held[:left] + other])[0][left:]
+    assert off(score(model, [other], cache=cache)[0], wanted) < 1e-10
+    assert off(score(model, [other], cache=twin, chunk=1)[0], wanted) < 1e-10
+
+
 def test_last_gives_the_last_row_of_each(directory: Path) -> None:
     model = loaded(directory)
     cache = model.new_cache(2, 8)
@@ -154,7 +171,9 @@ def test_released_gpt2_files_lack_the_prefix_and_hold_masks(save_gpt2: Callable[
 @pytest.mark.parametrize(
     ("family", "changes", "message"),
     [
-        ("phi3", {"sliding_window": 8}, "sliding_window"),
+        ("phi3", {"sliding_window": 0}, "sliding_window is 0"),
+        ("phi3", {"sliding_window": 2.5}, "sliding_window is 2.5"),
+        ("phi3", {"sliding_window": True}, "sliding_window is True"),
         ("phi3", {"rope_parameters": LLAMA3 | {"rope_type": "longrope"}}, "rope type 'longrope'"),
         ("phi3", {"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
         ("gpt2", {"scale_attn_weights": False}, "scale_attn_weights = False"),

@@ -11,10 +11,11 @@ from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import LlamaConfig
 from transformers.generation.logits_process import MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers.masking_utils import sliding_window_causal_mask_function
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from lmconform.spec.categorical_output import log_softmax, min_p, top_k, top_p
-from lmconform.spec.causal_mask import causal_visible, masked_softmax, padded_visible
+from lmconform.spec.causal_mask import causal_visible, masked_softmax, padded_visible, window_visible
 from lmconform.spec.grouped_query_attention import grouped_attention, kv_head
 from lmconform.spec.kv_cache import attend_with_cache, empty_cache
 from lmconform.spec.pre_norm_residual import rms_norm, silu
@@ -43,6 +44,15 @@ def torch_attention(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
 def test_attention_is_that_of_torch(n: int, m: int) -> None:
     q, k, v = DRAW.normal(size=(5, n, 8)), DRAW.normal(size=(5, m, 8)), DRAW.normal(size=(5, m, 8))
     assert np.allclose(attention(q, k, v, causal_visible(n, m)), torch_attention(q, k, v), atol=1e-12)
+
+
+@pytest.mark.parametrize(("n", "m"), [(1, 1), (9, 9), (3, 9), (1, 9)])
+@pytest.mark.parametrize("W", [1, 2, 5, 8, 9, 10])
+def test_a_window_is_that_of_transformers(n: int, m: int, W: int) -> None:
+    theirs = sliding_window_causal_mask_function(W)
+    wanted = [[bool(theirs(0, 0, torch.tensor(m - n + i), torch.tensor(j))) for j in range(m)] for i in range(n)]
+    assert np.array_equal(window_visible(n, m, W), wanted)
+    assert np.array_equal(window_visible(m, m, W)[m - n :], wanted)
 
 
 def test_hidden_scores_leave_no_trace() -> None:

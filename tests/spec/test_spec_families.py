@@ -60,8 +60,15 @@ def error(model: PreTrainedModel, directory: Path) -> float:
 # transformers computes RoPE and RMSNorm in float32 even here, which leaves about 1e-7 an operation.
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"num_key_value_heads": None}, {"head_dim": 10}, {"tie_word_embeddings": True}, {"hidden_act": "gelu"}],
-    ids=["gqa", "mha", "head_dim", "tied", "gelu"],
+    [
+        {},
+        {"num_key_value_heads": None},
+        {"head_dim": 10},
+        {"tie_word_embeddings": True},
+        {"hidden_act": "gelu"},
+        *({"sliding_window": window} for window in (1, 2, 13, 69, 70)),
+    ],
+    ids=["gqa", "mha", "head_dim", "tied", "gelu", *(f"window {window}" for window in (1, 2, 13, 69, 70))],
 )
 def test_phi3_scores_are_those_of_transformers(tmp_path: Path, changes: dict[str, Any]) -> None:
     assert error(phi3(tmp_path, **changes), tmp_path) < 2e-5
@@ -113,6 +120,14 @@ def test_attention_weights_are_recorded(tmp_path: Path) -> None:
         assert np.allclose(np.sum(record, axis=-1), 1.0)
 
 
+@pytest.mark.parametrize(("window", "kept"), [(None, 10), (1, 4), (2, 7), (3, 9), (4, 10), (9, 10)])
+def test_a_window_hides_what_is_older(tmp_path: Path, window: int | None, kept: int) -> None:
+    phi3(tmp_path, sliding_window=window)
+    record: list[np.ndarray] = []
+    decoder(*read_checkpoint(tmp_path), [5, 6, 7, 8], record=record)
+    assert [(layer > 0).sum() for layer in record] == [6 * kept] * 2  # in each of 6 heads
+
+
 def test_a_sequence_longer_than_the_table_of_positions_is_refused(tmp_path: Path) -> None:
     gpt2(tmp_path)
     config, weights = read_checkpoint(tmp_path)
@@ -124,7 +139,10 @@ def test_a_sequence_longer_than_the_table_of_positions_is_refused(tmp_path: Path
 @pytest.mark.parametrize(
     ("family", "changes", "complaint"),
     [
-        ("phi3", {"sliding_window": 2047}, "sliding_window = 2047"),
+        ("phi3", {"sliding_window": 0}, "sliding_window = 0"),
+        ("phi3", {"sliding_window": True}, "sliding_window = True"),
+        ("phi3", {"sliding_window": 4.0}, "sliding_window = 4.0"),
+        ("llama", {"sliding_window": 4}, "sliding_window = 4"),
         ("phi3", {"rope_scaling": {"type": "longrope", "short_factor": [1.0]}}, "longrope"),
         ("phi3", {"rope_parameters": {"partial_rotary_factor": 0.75}}, "none in part"),
         ("phi3", {"hidden_act": "swish"}, "hidden_act = 'swish'"),
@@ -143,7 +161,7 @@ def test_a_sequence_longer_than_the_table_of_positions_is_refused(tmp_path: Path
 def test_a_config_that_the_page_does_not_describe_is_refused(
     family: str, changes: dict[str, Any], complaint: str
 ) -> None:
-    fields = {"model_type": family, **(PHI3 if family == "phi3" else GPT2)}
+    fields = {"model_type": family, **(GPT2 if family == "gpt2" else PHI3)}
     read_config(fields)
     with pytest.raises(ValueError, match=complaint):
         read_config(fields | changes)

@@ -14,6 +14,7 @@ import numpy as np
 
 from lmconform.adapter import Array
 from lmconform.checkpoints.layout import Checkpoint, GPT2Shape, Phi3Shape, Shape, on_grid
+from lmconform.checkpoints.phi3 import fused
 
 Volume = Literal["loud", "quiet"]
 
@@ -25,7 +26,7 @@ def random_checkpoint(shape: Shape, volume: Volume, seed: int) -> Checkpoint:
         drawn = {name: _draw_gpt2(generator, name, size, volume) for name, size in shape.tensors().items()}
     else:
         drawn = {name: _draw(generator, name, size, volume) for name, size in Shape.tensors(shape).items()}
-        drawn = _fused(drawn) if isinstance(shape, Phi3Shape) else drawn
+        drawn = fused(drawn) if isinstance(shape, Phi3Shape) else drawn
     weights = {name: on_grid(value) for name, value in drawn.items()}
     recipe = {"kind": "random", "volume": volume, "seed": seed, "family": shape.family, **vars(shape)}
     return Checkpoint(f"{volume}-{label(shape)}", shape.config(), weights, recipe)
@@ -52,24 +53,6 @@ def _deviation(name: str, inputs: int, volume: Volume) -> float:
     if volume == "quiet" and kind in ("o_proj", "down_proj"):
         gain = 0.01  # what a sublayer adds is as small as the stream
     return gain / sqrt(inputs)
-
-
-FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
-"""phi3's matrices, and llama's whose rows they hold, one below the other."""
-
-
-def _fused(weights: dict[str, Array]) -> dict[str, Array]:
-    """The tensors of a llama as those of a phi3."""
-    found = {}
-    for name, value in weights.items():
-        stem, _, kind = name.removesuffix(".weight").rpartition(".")
-        whole = next((whole for whole, parts in FUSED.items() if kind in parts), None)
-        if whole is None:
-            found[name] = value
-        else:
-            rows = [weights[f"{stem}.{part}.weight"] for part in FUSED[whole]]
-            found[f"{stem}.{whole}.weight"] = np.concatenate(rows)
-    return found
 
 
 def _draw_gpt2(generator: np.random.Generator, name: str, size: tuple[int, ...], volume: Volume) -> Array:
@@ -121,3 +104,8 @@ FAMILIES: tuple[Shape, ...] = (
     Phi3Shape(hidden_size=48, num_attention_heads=6, num_key_value_heads=2, head_dim=8, vocab_size=73),
 )
 """One shape of each other family."""
+
+WINDOWED = Phi3Shape(
+    hidden_size=52, num_attention_heads=4, num_key_value_heads=2, head_dim=12, vocab_size=67, sliding_window=20
+)
+"""A shape with a window, of no multiple of a block."""

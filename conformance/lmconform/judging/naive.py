@@ -38,7 +38,7 @@ def _llama(config: Config, tensor: Tensor, tokens: list[int], how: Arithmetic) -
         stem = f"model.layers.{layer}."
         x = how.norm(stream, tensor(stem + "input_layernorm.weight"), eps)
         q, k, v = _queries_keys_values(config, tensor, stem + "self_attn.", x, how)  # [H, T, D] each
-        mixed = _attention(_rotate(q, turn, how), _rotate(k, turn, how), v, how)
+        mixed = _attention(_rotate(q, turn, how), _rotate(k, turn, how), v, how, config.sliding_window)
         stream = how.store(stream + how.matmul(mixed, tensor(stem + "self_attn.o_proj.weight").T))
         x = how.norm(stream, tensor(stem + "post_attention_layernorm.weight"), eps)
         gate, up = _gate_up(config, tensor, stem + "mlp.", x, how)
@@ -71,13 +71,15 @@ def _gate_up(config: Config, tensor: Tensor, stem: str, x: Array, how: Arithmeti
     return how.matmul(x, tensor(stem + "gate_proj.weight").T), how.matmul(x, tensor(stem + "up_proj.weight").T)
 
 
-def _attention(q: Array, k: Array, v: Array, how: Arithmetic) -> Array:
+def _attention(q: Array, k: Array, v: Array, how: Arithmetic, window: int | None = None) -> Array:
     """Mixed values [T, H_q·D] for q [H_q, T, D], and for k and v [H_kv, T, D] before they are cached."""
     length, width = q.shape[1:]
     group = len(q) // len(k)
     k, v = np.repeat(how.cache(k), group, axis=0), np.repeat(how.cache(v), group, axis=0)  # [H_q, T, D]
     scores = how.store(how.matmul(q, k.swapaxes(1, 2)) * how.working(width**-0.5))  # [H_q, T, T]
-    hidden = np.triu(np.ones((length, length), bool), 1)
+    hidden = ~np.tri(length, dtype=bool)
+    if window is not None:
+        hidden |= np.tri(length, k=-window, dtype=bool)
     weights = how.softmax(np.where(hidden, -np.inf, scores))
     return how.matmul(weights, v).swapaxes(0, 1).reshape(length, -1)  # [H_q, T, D] -> [T, H_q·D]
 
