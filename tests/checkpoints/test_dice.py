@@ -1,11 +1,15 @@
 """The dice: the same scores whatever came before, on the grid, and shares where thresholds can stand between them."""
 
+import ml_dtypes
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lmconform.adapter import Precision
-from lmconform.checkpoints.dice import EQUALS, SCORES, VOCAB_SIZE, dice
+from lmconform.checkpoints.dice import EQUALS, SCORES, Dice, dice, in_turn
 from lmconform.checkpoints.edits import edited
+from lmconform.checkpoints.odds import OUTSIDE, WITHIN, die_of, log_softmax
 from lmconform.judging.budgets import Yardstick
 from lmconform.spec.categorical_output import probabilities
 
@@ -19,8 +23,9 @@ def scores(die: str) -> np.ndarray:
 
 def test_every_id_belongs_to_one_die() -> None:
     ids = [token for own in DICE.ids.values() for token in own]
-    assert sorted(ids) == list(range(VOCAB_SIZE))
-    assert (DICE.ids["ends"], VOCAB_SIZE % 64) == ((0, VOCAB_SIZE - 1), 25)
+    assert sorted(ids) == list(range(281))
+    assert DICE.checkpoint.vocab_size == 281
+    assert DICE.ids["ends"] == (0, 280)
 
 
 @pytest.mark.parametrize("die", SCORES)
@@ -44,6 +49,90 @@ def test_a_coin_is_even_at_its_temperature(temperature) -> None:
     p = probabilities(scores(f"coin at {temperature:g}"), {"temperature": temperature})
     assert p.max() == pytest.approx(0.5, abs=0.01)
     assert (np.isclose(p, (1 - p.max()) / EQUALS)).sum() == EQUALS
+
+
+def drawn(made: Dice, *prompt: int) -> np.ndarray:
+    """Probabilities of all ids after ``prompt``, by the oracle's scores."""
+    return probabilities(Yardstick(made.checkpoint, Precision()).oracle(prompt)[-1], {"temperature": 1.0})
+
+
+def some(size: int, seed: int = 0) -> np.ndarray:
+    """A distribution of ``size`` outcomes, none much rarer than the others."""
+    weights = np.random.default_rng(seed).uniform(0.2, 1, size)
+    return weights / weights.sum()
+
+
+@pytest.mark.parametrize("size", [2, 3, 100, 50_000])
+def test_a_vocabulary_of_any_size_is_drawn_as_asked(size) -> None:
+    wanted = some(size)
+    made = dice({"one": die_of(wanted)})
+    assert made.checkpoint.vocab_size == size
+    for value in made.checkpoint.tensors("bfloat16").values():
+        assert np.array_equal(value.astype(np.float16).astype(np.float32), value.astype(np.float32))
+    found = drawn(made, made.start("one"))[list(made.ids["one"])]
+    assert np.allclose(found, wanted, rtol=WITHIN, atol=0)
+
+
+def test_each_step_has_a_die_of_its_own() -> None:
+    """Whatever is drawn of one die leads to the next, and the last leads to the first."""
+    wanted = {"first": some(5, 1), "second": some(3, 2), "third": np.array([0.75, 0.25])}
+    made = dice({die: die_of(p) for die, p in wanted.items()}, in_turn([*wanted]))
+    prompt = [made.start("first")]
+    for die, outcome in zip((*wanted, *wanted), (0, 0, 0, -1, -1, -1), strict=True):
+        p = drawn(made, *prompt)
+        assert np.allclose(p[list(made.ids[die])], wanted[die], rtol=WITHIN, atol=0)
+        assert np.delete(p, made.ids[die]).sum() < 1e-30
+        prompt.append(made.ids[die][outcome])
+
+
+def test_probabilities_that_scores_of_the_grid_give_are_held_exactly() -> None:
+    for scores in (np.full(7, -2.0), np.array([-1.0, -1.5, -3.25]), np.array([-0.5, -0.5, OUTSIDE])):
+        p = np.exp(log_softmax(scores))
+        p[scores == OUTSIDE] = 0
+        assert np.allclose(np.exp(log_softmax(die_of(p, within=1e-9))), p, rtol=0, atol=1e-12)
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(0.002, 1), min_size=2, max_size=12))
+def test_the_nearest_scores_are_within_what_is_allowed(weights) -> None:
+    wanted = np.array(weights) / sum(weights)
+    held = die_of(wanted)
+    assert np.array_equal(held.astype(ml_dtypes.bfloat16).astype(np.float16).astype(np.float64), held)
+    assert np.allclose(np.exp(log_softmax(held)), wanted, rtol=WITHIN, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "reason"),
+    [
+        ([0.5, 0.6], "add up to 1"),
+        ([1.5, -0.5], "0 or more"),
+        ([np.nan, 1], "0 or more"),
+        ([1 - 1e-25, 1e-25], r"at least -50|off by"),
+        ([0.4, 0.35, 0.25 - 3.3e-7, 3.3e-7], r"off by .*numbers of bfloat16 are 0\.\d+ apart"),
+    ],
+)
+def test_what_cannot_be_held_is_refused_with_the_reason(wanted, reason) -> None:
+    with pytest.raises(ValueError, match=reason):
+        die_of(np.array(wanted), within=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("scores", "after", "reason"),
+    [
+        ({"one": [-1.0]}, {}, "2 to 50000 outcomes"),
+        ({"one": np.full(50_001, -1.0)}, {}, "2 to 50000 outcomes"),
+        ({f"{n}": [-1.0] for n in range(257)}, {}, "257 dice"),
+        ({"one": [-1.0, 0.5]}, {}, "die 'one' must be at least -50 and below 0"),
+        ({"one": [-30.0, -40.0]}, {}, "the greatest at least -20"),
+        ({"one": [-1.0, np.nan]}, {}, "finite"),
+        ({"ends": [-1.0, -1.0, -1.0]}, {}, "the first and the last id"),
+        ({"one": [-1.0, -2.0]}, {"one": "two"}, r"no dice \['two'\]"),
+        ({"one": [-1.0, -2.0], "two": [-1.0]}, {"one": "two"}, r"\['one'\] come after none"),
+    ],
+)
+def test_dice_that_do_not_fit_say_so(scores, after, reason) -> None:
+    with pytest.raises(ValueError, match=reason):
+        dice({die: np.array(own) for die, own in scores.items()}, after)
 
 
 def test_an_overflowing_head_gives_nan_and_no_weight_is_infinite() -> None:

@@ -14,9 +14,10 @@ from lmconform.checkpoints.balance import HUGE, PLAIN, balance
 from lmconform.checkpoints.edits import edited
 from lmconform.checkpoints.eos import CONFIG, EOS, GENERATION, NAMED, TOKENIZER
 from lmconform.checkpoints.ladder import ladder
-from lmconform.checkpoints.layout import Shape, on_grid
-from lmconform.checkpoints.random import FAMILIES, SHAPES, random_checkpoint
-from lmconform.checkpoints.tape import CYCLES, stop_tape, successor, tape
+from lmconform.checkpoints.layout import on_grid
+from lmconform.checkpoints.random import FAMILIES, SHAPES, WINDOWED, random_checkpoint
+from lmconform.checkpoints.scales import scales
+from lmconform.checkpoints.tape import CYCLES, stop_tape
 from lmconform.judging.budgets import Yardstick
 from lmconform.spec.decoder import decoder, read_checkpoint
 
@@ -26,13 +27,15 @@ MADE = {
     "gpt2": lambda: random_checkpoint(FAMILIES[0], "loud", 3),
     "quiet gpt2": lambda: random_checkpoint(FAMILIES[0], "quiet", 4),
     "phi3": lambda: random_checkpoint(FAMILIES[1], "loud", 5),
-    "tape": tape,
+    "windowed": lambda: random_checkpoint(WINDOWED, "quiet", 6),
     "stop tape": lambda: stop_tape().checkpoint,
     "scope": lambda: attention_scope("quiet").checkpoint,
     "loud scope": lambda: attention_scope("loud").checkpoint,
     "narrow loud scope": lambda: attention_scope("loud", narrow=True).checkpoint,
     "balance": lambda: balance().checkpoint,
     "huge balance": lambda: balance(PLAIN, HUGE).checkpoint,
+    "scales": lambda: scales().checkpoint,
+    "token scales": lambda: scales(levels=8).checkpoint,
     "ladder": lambda: ladder().checkpoint,
 }
 
@@ -107,14 +110,6 @@ def test_quiet_weights_expose_eps() -> None:
     assert moved.std() > 0.02 * yardstick.oracle(tokens).std()
 
 
-def test_a_tape_plays_its_script() -> None:
-    made = tape()
-    tokens = (3, 3, 90, 0, 100)
-    scores = Yardstick(made, Precision()).oracle(tokens)
-    assert scores.argmax(axis=1).tolist() == [successor(token, made.vocab_size) for token in tokens]
-    assert sorted(successor(token, made.vocab_size) for token in range(made.vocab_size)) == list(range(made.vocab_size))
-
-
 def test_a_stop_tape_plays_what_it_says() -> None:
     """The first id after each token, or the second and the third where those before may not be drawn."""
     made = stop_tape()
@@ -162,45 +157,6 @@ def test_eos_ids_lie_apart_in_the_script() -> None:
     made = stop_tape()
     for one in EOS:
         assert not {*EOS} - {one} & {*made.play(made.before(one, 6), 6)}
-
-
-def test_a_scope_reads_the_attention_weights_of_the_oracle() -> None:
-    scope = attention_scope("quiet")
-    tokens = scope.content_at(9, [0, 3, 4, 8])
-    scores, weights = _weights(scope.checkpoint, tokens)
-    read = scope.read(scores[:, scope.columns])  # [T, L, H_q, content]
-    heads = weights.reshape(scope.layers, scope.heads, 9, 9)
-    for token, place in enumerate([0, 3, 4, 8]):
-        # Read-outs of lower layers change the next norm by less than 1 %.
-        assert np.allclose(read[:, :, :, token], heads[:, :, :, place].transpose(2, 0, 1), rtol=0.01, atol=0)
-    assert np.allclose(read[:, 0, :, 0], (1 / np.arange(1, 10))[:, None], rtol=1e-4)  # eps alone is 3e-5
-
-
-@pytest.mark.parametrize("add", [0.0, -3.0])
-def test_a_reading_is_the_same_from_log_probabilities(add) -> None:
-    scope = attention_scope("quiet")
-    scores, _ = _weights(scope.checkpoint, scope.content_at(5, [1, 2]))
-    moved = scores[:, scope.columns] + add * np.arange(5)[:, None]
-    assert np.allclose(scope.read(moved), scope.read(scores[:, scope.columns]), atol=1e-12)
-
-
-@pytest.mark.parametrize("narrow", [False, True])
-def test_loud_scores_outweigh_a_finite_mask(narrow) -> None:
-    """The weight leaks through -10,000 (and, wide, through -1e9) and stays within a quarter of the range."""
-    scope = attention_scope("loud", narrow=narrow)
-    shape, weights = scope.checkpoint.config, scope.checkpoint.weights
-    unit = np.sqrt(shape["hidden_size"] / 2)
-    q = weights["model.layers.0.self_attn.q_proj.weight"].max() * unit
-    k = weights["model.layers.0.self_attn.k_proj.weight"].max() * unit
-    contrast = 2 * q * k / np.sqrt(shape["head_dim"])
-    assert contrast > 10_000 + 100
-    assert narrow or contrast > 1e9
-    assert q * k < (np.finfo(np.float16).max if narrow else np.finfo(np.float32).max) / 4
-
-
-def test_a_scope_that_does_not_fit_says_so() -> None:
-    with pytest.raises(ValueError, match=r"hidden_size = 2·4\^k of at least \d+ channels"):
-        attention_scope("quiet", shape=Shape(hidden_size=64, num_attention_heads=8, head_dim=8))
 
 
 def _weights(checkpoint, tokens) -> tuple[np.ndarray, np.ndarray]:

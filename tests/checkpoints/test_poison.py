@@ -1,10 +1,9 @@
-"""The poison checkpoint, and the scope whose weights depend on the distance."""
+"""The poison checkpoint: its two tokens, and that they reach no other sequence."""
 
 import numpy as np
 import pytest
 
 from lmconform.adapter import Precision
-from lmconform.checkpoints.attention_scope import attention_scope
 from lmconform.checkpoints.edits import SMALL_CONTEXT, edited
 from lmconform.checkpoints.poison import poisoned
 from lmconform.checkpoints.random import SHAPES, random_checkpoint
@@ -60,21 +59,6 @@ def test_a_clean_sequence_can_be_judged(dtype) -> None:
     precision = Precision(weights=dtype, compute=dtype, kv_cache=dtype, scores=dtype)
     _, budget = Yardstick(poison.checkpoint, precision).budget([(tokens, position) for position in range(len(tokens))])
     assert not budget.unfit
-
-
-def test_the_weights_of_a_turning_scope_depend_on_the_distance() -> None:
-    scope = attention_scope("turning")
-    tokens = scope.content_at(9, [0, 3, 8])
-    record: list[np.ndarray] = []
-    weights = {name: np.asarray(value, np.float64) for name, value in scope.checkpoint.weights.items()}
-    decoder(read_config(scope.checkpoint.config), weights, tokens, record=record)
-    first = np.log(record[0][:, -1])  # [H_q, T]: scores of the last query, up to a constant
-    assert np.allclose(first, first[0])
-    for query in range(1, 9):
-        row = np.log(record[0][0, query, : query + 1])
-        assert np.allclose(row - row[-1], (first[0] - first[0, -1])[8 - query :])  # the same curve, shifted
-    steps = np.abs(np.diff(np.exp(first[0])))
-    assert steps.min() > 0.05 * np.exp(first[0]).mean()  # one position more is a visible difference
 
 
 def test_a_small_context_is_the_same_decoder() -> None:

@@ -8,26 +8,27 @@ what head h of layer l saw of content token j into read-out (l, h, j). The MLP a
     weight(l, h, t, j) = (s[t, READ(l, h, j)] - s[t, ZERO]) / (s[t, CONST] - s[t, ZERO])
 
 for logits and for log-probabilities alike: CONST is a token whose head row reads the constant channel, ZERO one whose
-head row is zero. In layers above the first the norm sees the read-outs of the layers below, which changes the ratio
-by less than 1 %; the expected reading is computed from the oracle's scores in the same way.
+head row is zero. In layer l the norm sees the read-outs of the l layers below, which makes the ratio smaller by at most
+l·H_q/1024 of it; the expected reading is computed from the oracle's scores in the same way.
 
-What heads look for is free: ``Maps`` gives the query, key and value that each channel contributes, and
-``scope_checkpoint`` builds the checkpoint. Three are made here. quiet: queries are 0, so that all weights of row t are
-1/(t+1): for numbers. turning: queries and keys are the same for all tokens, so that the score of a key depends on its
-distance alone. loud: the score of a key depends on its token alone, strongly negative for plain tokens and as
-strongly positive for loud ones: a mask must hide the loud ones.
+What heads look for is free: ``plain`` makes the circuit, and words for its queries and keys may follow. Two are made
+here. quiet: queries are 0, so that all weights of row t are 1/(t+1): for numbers. loud: the score of a key depends on
+its token alone, strongly negative for plain tokens and as strongly positive for loud ones: a mask must hide the loud
+ones.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from itertools import product
+from math import log, pi
 from typing import Any, Literal
 
-import numpy as np
-
 from lmconform.adapter import Array
-from lmconform.checkpoints.layout import Checkpoint, Shape, on_grid
+from lmconform.checkpoints.circuit import Circuit, as_llama
+from lmconform.checkpoints.layout import Checkpoint, Shape
+from lmconform.checkpoints.phi3 import as_phi3
 
 SHAPE = Shape(
     hidden_size=128,
@@ -41,34 +42,10 @@ SHAPE = Shape(
 )
 WRITE = 2.0**-4  # read-outs are small beside the constant, so that they hardly change the next norm
 WIDE, NARROW = (2.0**15, 2.0**15), (16.0, 15.0)  # gains of W_q and W_k in loud heads
-TURNING = 2.0**-2  # gain of W_q and W_k in turning heads: scores within 3 of 0
-TURNING = 2.0**-2  # gain of W_q and W_k in turning heads: scores within 3 of 0
+LOUD = 3  # loud tokens: the last content tokens
+MOST_TURN = pi / 3  # of the pair that carries loud scores, over all positions: half of a score is left
 SCRIPT = 2.0**-2  # the scripted next token stands 2 above the constant
-
-
-@dataclass(frozen=True, eq=False)
-class Maps:
-    """What the heads of one layer make of the channels that embeddings write.
-
-    The last axis is a channel: the content tokens, then filler, then the constant. A token's query, before rotation, is
-    the map of its own channel plus that of the constant one; so are its key and its value.
-    """
-
-    queries: Array
-    """[H_q, D, content + 2]"""
-    keys: Array
-    """[H_kv, D, content + 2]"""
-    values: Array
-    """[H_kv, D, content + 2]; the read-outs of a head show the first ``content`` entries of what it returns."""
-
-
-def plain(shape: Shape, content: int) -> Maps:
-    """Heads whose queries and keys are 0 and whose values name the token: entry j is 1 for content token j."""
-    queries = np.zeros((shape.num_attention_heads, shape.head_dim, content + 2))
-    keys = np.zeros((shape.num_key_value_heads, shape.head_dim, content + 2))
-    values = np.zeros_like(keys)
-    values[:, range(content), range(content)] = 1
-    return Maps(queries, keys, values)
+FILLER, CONST = "filler", "const"  # names of channels, and of ids: CONST is the id that shows its channel
 
 
 @dataclass(frozen=True)
@@ -113,91 +90,101 @@ class AttentionScope:
 
 
 def attention_scope(
-    heads: Literal["quiet", "loud", "turning"], *, narrow: bool = False, shape: Shape = SHAPE
+    heads: Literal["quiet", "loud"],
+    *,
+    narrow: bool = False,
+    shape: Shape = SHAPE,
+    content: int | None = None,
+    window: int | None = None,
 ) -> AttentionScope:
-    """The scope with quiet, loud or turning heads. ``narrow`` keeps loud scores within a quarter of float16's range.
+    """The scope with quiet or loud heads. ``narrow`` keeps loud scores within a quarter of float16's range.
 
     Loud scores: |q·k| is 2^36 before scaling, so that masks of -1e4 and -1e9 leak; narrow, 15,360, so that -1e4 does.
+    ``content``: how many content tokens, D - 1 unless given. ``window``: the scope is a phi3 whose positions see so
+    many. Raises ValueError where a scope cannot have this shape; see ``fitting``.
     """
-    content = shape.head_dim - 1
-    loud = tuple(range(content - 3, content)) if heads == "loud" else ()
-    maps = plain(shape, content)
-    unit = np.sqrt(shape.hidden_size / 2)  # gains are those of W_q and W_k
-    if heads == "turning":
-        for entries in (maps.queries, maps.keys):
-            entries[:, :2, content + 1] = TURNING * unit  # first halves of the two fastest RoPE pairs
+    content = shape.head_dim - 1 if content is None else content
+    recipe: dict[str, Any] = {"kind": "attention_scope", "heads": heads, "narrow": narrow}
+    if (shape, content) != (SHAPE, SHAPE.head_dim - 1):
+        recipe |= {"shape": vars(shape), "content": content}
+    circuit = plain(f"scope-{heads}" + ("-narrow" if narrow else ""), shape, content, recipe)
+    loud = tuple(range(max(content - LOUD, 0), content)) if heads == "loud" else ()
     if loud:
-        gains = NARROW if narrow else WIDE
-        slowest = shape.head_dim // 2 - 1  # first half of the slowest RoPE pair
-        maps.queries[:, slowest, content + 1] = gains[0] * unit
-        maps.keys[:, slowest, : content + 1] = -gains[1] * unit
-        maps.keys[:, slowest, loud] = gains[1] * unit
-    name = f"scope-{heads}" + ("-narrow" if narrow else "")
-    recipe = {"kind": "attention_scope", "heads": heads, "narrow": narrow}
-    checkpoint = scope_checkpoint(name, shape, content, [maps] * shape.num_hidden_layers, recipe)
+        _make_loud(circuit, content, loud, NARROW if narrow else WIDE)
+    checkpoint = as_llama(circuit) if window is None else as_phi3(as_llama(circuit), window)
     return AttentionScope(checkpoint, shape.num_hidden_layers, shape.num_attention_heads, content, loud)
 
 
-def scope_checkpoint(
-    name: str, shape: Shape, content: int, layers: Sequence[Maps], recipe: Mapping[str, Any], write: float = WRITE
-) -> Checkpoint:
-    """The checkpoint of a scope with these heads, one ``Maps`` a layer.
+def token(number: int) -> str:
+    """Name of a content token: of its id and of its channel."""
+    return f"content {number}"
+
+
+def plain(name: str, shape: Shape, content: int, recipe: Mapping[str, Any], write: float = WRITE) -> Circuit:
+    """A scope whose queries and keys are 0 and whose values name the token: entry j is 1 for content token j.
 
     A weight of 1 stands in the stream as ``write``, and W_head makes ``WRITE`` of it: the less is written, the less a
-    layer changes what the next one reads. Raises ValueError if the shape has no room for the read-outs.
+    layer changes what the next one reads. Raises ValueError where a scope cannot have this shape.
     """
     _check(shape, content)
-    weights = {name: np.zeros(size, np.float32) for name, size in shape.tensors().items()}
-    for value in weights.values():
-        if value.ndim == 1:
-            value[:] = 1
-    _embed(weights["model.embed_tokens.weight"], content)
-    _head(weights["lm_head.weight"], shape, content, WRITE / write)
-    unit = np.sqrt(shape.hidden_size / 2)  # the norm's gain: what an embedding's 1 is when a projection reads it
-    for layer, maps in enumerate(layers):
-        stem = f"model.layers.{layer}.self_attn."
-        for projection, entries in (("q", maps.queries), ("k", maps.keys), ("v", maps.values)):
-            rows = entries.reshape(-1, content + 2) / unit  # [H, D, channels] to [H·D, channels]
-            weights[stem + f"{projection}_proj.weight"][:, : content + 2] = rows
-        _read_out(weights[stem + "o_proj.weight"], shape, content, layer, write)
-    return Checkpoint(name, shape.config(), {name: on_grid(value) for name, value in weights.items()}, recipe)
+    circuit = Circuit(name, shape, recipe, power=2)
+    contents = [token(number) for number in range(content)]
+    for channel in (*contents, FILLER, CONST):
+        circuit.channel(channel)
+    for own in (*contents, FILLER):
+        circuit.token(own, {own: 1, CONST: 1})
+    circuit.rest = {FILLER: 1, CONST: 1}
+    for last, follows in zip(contents, [*contents[1:], contents[0]], strict=True):
+        circuit.token(follows, reads={last: 1 + SCRIPT, CONST: SCRIPT})
+    circuit.token("zero")
+    circuit.token(CONST, reads={CONST: 1})
+    for place in product(range(shape.num_hidden_layers), range(shape.num_attention_heads), range(content)):
+        circuit.read_out("read {} {} {}".format(*place), place, write, WRITE / write)
+    for layer in circuit.layers:
+        for entry, own in enumerate(contents):
+            layer.value(entry, circuit.held({own: 1}))
+    return circuit
+
+
+def fitting(shape: Shape, content: int) -> Shape:
+    """``shape`` with the least hidden_size that has a channel for each read-out, and as many ids as there are."""
+    size = 32
+    while size < _channels(shape, content):
+        size *= 4
+    return replace(shape, hidden_size=size, vocab_size=0)
+
+
+def _channels(shape: Shape, content: int) -> int:
+    return content + 2 + shape.num_hidden_layers * shape.num_attention_heads * content
 
 
 def _check(shape: Shape, content: int) -> None:
-    power = np.log2(shape.hidden_size / 2) / 2
-    channels = content + 2 + shape.num_hidden_layers * shape.num_attention_heads * content
-    tokens = content + 3 + shape.num_hidden_layers * shape.num_attention_heads * content
-    fits = content <= shape.head_dim and channels <= shape.hidden_size and tokens <= shape.vocab_size
-    if not fits or power != int(power) or shape.tie_word_embeddings:
+    heads, kv_heads, width = shape.num_attention_heads, shape.num_key_value_heads, shape.head_dim
+    if heads % kv_heads or width % 2:
+        raise ValueError(f"A decoder needs H_q a multiple of H_kv, and D even; got {heads}, {kv_heads} and {width}.")
+    if not 0 < content <= width:
+        raise ValueError(f"A scope shows 1 to D = {width} content tokens, an entry of the values each; got {content}.")
+    channels, power = _channels(shape, content), log(shape.hidden_size / 2, 4)
+    if channels > shape.hidden_size or 2 * 4 ** round(power) != shape.hidden_size or shape.tie_word_embeddings:
         raise ValueError(
-            f"A scope needs an untied head, hidden_size = 2·4^k of at least {channels} channels, vocab_size of at "
-            f"least {tokens} and head_dim of at least {content}; got {shape.hidden_size}, {shape.vocab_size} and "
-            f"{shape.head_dim}."
+            f"A scope needs an untied head and hidden_size = 2·4^k of at least {channels} channels; got "
+            f"{shape.hidden_size}."
         )
 
 
-def _embed(embedding: Array, content: int) -> None:
-    """Token channel plus constant channel; every id beyond the content tokens looks like filler."""
-    for token in range(len(embedding)):
-        embedding[token, min(token, content)] = 1
-    embedding[:, content + 1] = 1
-
-
-def _head(head: Array, shape: Shape, content: int, gain: float) -> None:
-    """Rows: scripted successors for content tokens, then ZERO, CONST, and one row a read-out."""
-    for token in range(content):
-        head[(token + 1) % content, token] = 1 + SCRIPT
-        head[(token + 1) % content, content + 1] = SCRIPT
-    const = content + 2
-    head[const, content + 1] = 1
-    readouts = shape.num_hidden_layers * shape.num_attention_heads * content
-    for index in range(readouts):
-        head[const + 1 + index, content + 2 + index] = gain
-
-
-def _read_out(outputs: Array, shape: Shape, content: int, layer: int, write: float) -> None:
-    """W_o [hidden, H_q·D] puts the first ``content`` entries of what a head returns into its read-outs."""
-    for head in range(shape.num_attention_heads):
-        for token in range(content):
-            channel = content + 2 + (layer * shape.num_attention_heads + head) * content + token
-            outputs[channel, head * shape.head_dim + token] = write
+def _make_loud(circuit: Circuit, content: int, loud: tuple[int, ...], gains: tuple[float, float]) -> None:
+    """Queries the same for all tokens, and keys of one sign or the other, in the first half of the slowest pair."""
+    shape = circuit.shape
+    slowest = shape.head_dim // 2 - 1
+    turn = shape.rope_theta ** (-2 * slowest / shape.head_dim) * shape.max_position_embeddings
+    if turn > MOST_TURN:
+        raise ValueError(
+            f"Loud heads need a RoPE pair that hardly turns: the slowest of D = {shape.head_dim} and base "
+            f"{shape.rope_theta:g} turns by {turn:.2g} over {shape.max_position_embeddings} positions, and "
+            f"{MOST_TURN:.2g} is allowed."
+        )
+    query, key = gains
+    keys = {token(number): key if number in loud else -key for number in range(content)}
+    for layer in circuit.layers:
+        layer.query(slowest, {CONST: query})
+        layer.key(slowest, {**keys, FILLER: -key})

@@ -20,14 +20,15 @@ norm, (a / s[UNIT])^2 = ms / scale^2 + eps / (scale c)^2, where scale is that of
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
 from lmconform.adapter import Array
-from lmconform.checkpoints.layout import Checkpoint, Shape, on_grid
+from lmconform.checkpoints.circuit import Circuit, Layer, Neuron, as_llama
+from lmconform.checkpoints.layout import Checkpoint, Shape
 
 SHAPE = Shape(
     hidden_size=128,
@@ -43,6 +44,7 @@ QUIET, HEAVY = (0.25, 0.3125, 0.1875), (2.0, 1.5, 1.0)
 PLAIN, HUGE = (8.0, 6.0, 4.0), (512.0, 480.0, 384.0)
 """Loads beside which eps is nothing; those whose square overflows float16. They take the places of the above."""
 UNIT, EMPTY, SKEW, FIRST = 0, 1, 2, 3
+PLAIN_ROWS = ("unit", "empty", "skew")
 LOADED = 64  # channels that carry the load; the ballast lies at the end
 BALLAST = 1.5  # weight of every norm on the ballast, so that a mean square taken after the weight shows
 SKEWS = (0.5, 0.75, 1.25, 1.5, 1.75)
@@ -95,7 +97,7 @@ class Balance:
     def columns(self) -> list[int]:
         """Ids whose scores a reading needs: ZERO, UNIT, EMPTY, SKEW, then the read-outs in order."""
         first = len(self.light) + len(self.heavy)
-        return list(range(first, first + 1 + FIRST + len(_read_outs())))
+        return list(range(first, first + 1 + FIRST + len(read_outs())))
 
     def telling(self, quantity: str) -> float:
         """How far off a reading of this quantity is, at least, if the engine has a fault of its kind."""
@@ -107,26 +109,7 @@ class Balance:
 
     def names(self, quantity: str) -> tuple[str, ...]:
         """What each reading of a quantity is called."""
-        if quantity == "residual":
-            return tuple(f"scale of the stream after the {part} of layer 1, beside layer 0" for part in PARTS)
-        if quantity == "order":
-            seen = ("attention of layer {0} sees its MLP", "MLP of layer {0} sees its attention")
-            return (*(one.format(layer) for layer in (0, 1) for one in seen), "attention of layer 1 sees layer 0")
-        if quantity in ("eps", "mean"):
-            return tuple(f"{quantity} of {norm}" for norm in NORMS)
-        if quantity == "weight":
-            return (*(f"weight of {norm}" for norm in NORMS), f"weight in the mean square of {NORMS[0]}")
-        if quantity == "huge":
-            return tuple(f"heavy token beside a light one, after {norm}" for norm in NORMS)
-        if quantity == "gate":
-            return tuple(f"{way} gate of the MLP of layer {layer}" for layer in (0, 1) for way in ("open", "closed"))
-        if quantity == "activation":
-            return tuple(f"activation at {point:g}, layer {layer}" for layer in (0, 1) for point in POINTS)
-        return {
-            "final": ("light token beside a heavy one, after norm",),
-            "embedding": ("scale of the embedding",),
-            "logits": ("scale of the scores",),
-        }[quantity]
+        return names(quantity)
 
     def read(self, quantity: str, scores: Array, tokens: tuple[int, ...]) -> Array:
         """The readings [n/2, ...] of a quantity from scores [n, len(columns)], a light row and then a heavy one each.
@@ -135,20 +118,52 @@ class Balance:
         """
         loads = np.array([*self.light, *self.heavy])[list(tokens)]  # [n]
         with np.errstate(all="ignore"):
-            found = [_Weighing(scores[k : k + 2], loads[k : k + 2]).read(quantity) for k in range(0, len(scores), 2)]
+            found = [_weighing(scores[k : k + 2], loads[k : k + 2]).read(quantity) for k in range(0, len(scores), 2)]
         return np.array(found, np.float64)
 
 
-class _Weighing:
+def _weighing(scores: Array, loads: Array) -> Weighing:
+    """From scores [2, columns]."""
+    gains = np.array([1.0] * FIRST + [READ] * len(read_outs()))
+    plain = (scores[:, 1:] - scores[:, :1]) / gains  # [2, UNIT, EMPTY, SKEW, read-outs]
+    level = plain - plain[:, EMPTY : EMPTY + 1]
+    shares = level[:, FIRST:] / level[:, UNIT : UNIT + 1]  # [2, read-outs]
+    return Weighing(loads, plain[:, :FIRST], dict(zip(read_outs(), shares.T, strict=True)), (LOADED, SHAPE.hidden_size))
+
+
+def names(quantity: str) -> tuple[str, ...]:
+    """What each reading of a quantity is called."""
+    if quantity == "residual":
+        return tuple(f"scale of the stream after the {part} of layer 1, beside layer 0" for part in PARTS)
+    if quantity == "order":
+        seen = ("attention of layer {0} sees its MLP", "MLP of layer {0} sees its attention")
+        return (*(one.format(layer) for layer in (0, 1) for one in seen), "attention of layer 1 sees layer 0")
+    if quantity in ("eps", "mean"):
+        return tuple(f"{quantity} of {norm}" for norm in NORMS)
+    if quantity == "weight":
+        return (*(f"weight of {norm}" for norm in NORMS), f"weight in the mean square of {NORMS[0]}")
+    if quantity == "huge":
+        return tuple(f"heavy token beside a light one, after {norm}" for norm in NORMS)
+    if quantity == "gate":
+        return tuple(f"{way} gate of the MLP of layer {layer}" for layer in (0, 1) for way in ("open", "closed"))
+    if quantity == "activation":
+        return tuple(f"activation at {point:g}, layer {layer}" for layer in (0, 1) for point in POINTS)
+    return {
+        "final": ("light token beside a heavy one, after norm",),
+        "embedding": ("scale of the embedding",),
+        "logits": ("scale of the scores",),
+    }[quantity]
+
+
+class Weighing:
     """One light and one heavy row, and all that follows from them."""
 
-    def __init__(self, scores: Array, loads: Array) -> None:
-        gains = np.array([1.0] * FIRST + [READ] * len(_read_outs()))
-        self.loads = loads
-        self.plain = (scores[:, 1:] - scores[:, :1]) / gains  # [2, UNIT, EMPTY, SKEW, read-outs]
-        level = self.plain - self.plain[:, EMPTY : EMPTY + 1]
-        shares = level[:, FIRST:] / level[:, UNIT : UNIT + 1]  # [2, read-outs]
-        self.shares = dict(zip(_read_outs(), shares.T, strict=True))
+    def __init__(self, loads: Array, ends: Array, shares: Mapping[tuple[int, str], Array], filled: tuple[int, int]):
+        """For two loads: the scores of UNIT, EMPTY and SKEW above that of ZERO, [2, 3], and each share, [2].
+
+        ``filled``: how many channels carry the load, and how many there are.
+        """
+        self.loads, self.plain, self.shares, self._filled = loads, ends, shares, filled
         self.lines = [self._line(number) for number in range(5)]
         slopes = [line[0] for line in self.lines]
         scales = [slope if number % 2 else np.sqrt(slope) for number, slope in enumerate(slopes[:4])]
@@ -156,8 +171,7 @@ class _Weighing:
 
     def _line(self, number: int) -> tuple[float, float]:
         """Slope and intercept of the equation of norm ``number``, over the mean square of the stream."""
-        earlier = [share for (sublayer, _), share in self.shares.items() if sublayer < number]
-        square = self.loads**2 * (LOADED + sum(share**2 for share in earlier)) / SHAPE.hidden_size
+        square = self.square(number)
         if number == SUBLAYERS:
             value = (self.loads / self.plain[:, UNIT]) ** 2
         elif number % 2:
@@ -166,6 +180,13 @@ class _Weighing:
             value = (WRITE / self.shares[number, "unit"]) ** 2
         slope = (value[1] - value[0]) / (square[1] - square[0])
         return slope, value[0] - slope * square[0]
+
+    def square(self, number: int) -> Array:
+        """Mean square of the stream that norm ``number`` reads, at scale 1, [2]."""
+        earlier = [share for (sublayer, _), share in self.shares.items() if sublayer < number]
+        loaded, channels = self._filled
+        found: Array = self.loads**2 * (loaded + sum(share**2 for share in earlier)) / channels
+        return found
 
     def light(self, sublayer: int, name: str, beside: str = "unit") -> float:
         """Share of a read-out beside that of another of its sublayer, for the light token."""
@@ -221,26 +242,29 @@ class _Weighing:
 
 def balance(light: tuple[float, ...] = QUIET, heavy: tuple[float, ...] = HEAVY) -> Balance:
     """The balance, with these loads for its light and its heavy tokens."""
-    weights = {name: np.zeros(size, np.float32) for name, size in SHAPE.tensors().items()}
     loads = (*light, *heavy)
-    embedding, head = weights["model.embed_tokens.weight"], weights["lm_head.weight"]
-    loaded = [UNIT, SKEW, *range(SHAPE.hidden_size - LOADED + 2, SHAPE.hidden_size)]
-    for token in range(SHAPE.vocab_size):
-        embedding[token, loaded] = loads[min(token, len(loads) - 1)]
-    for channel in range(FIRST + len(_read_outs())):
-        head[len(loads) + 1 + channel, channel] = 1 if channel < FIRST else READ
-    for name, skew in zip(NORMS, SKEWS, strict=True):
-        norm = weights[f"model.{name}.weight"]
-        norm[:], norm[SKEW], norm[loaded[2:]] = 1, skew, BALLAST
-    for layer in range(SHAPE.num_hidden_layers):
-        _copy(weights, layer)
-        _neurons(weights, layer)
-    weights = {name: on_grid(value) for name, value in weights.items()}
-    recipe = {"kind": "balance", "light": light, "heavy": heavy}
-    return Balance(Checkpoint("balance", SHAPE.config(), weights, recipe), light, heavy)
+    circuit = Circuit("balance", SHAPE, {"kind": "balance", "light": light, "heavy": heavy})
+    rows = [_row(*read_out) for read_out in read_outs()]
+    ballast = [f"ballast {number}" for number in range(LOADED - 2)]
+    spare = [f"spare {number}" for number in range(SHAPE.hidden_size - FIRST - len(rows) - len(ballast))]
+    for channel in (*PLAIN_ROWS, *rows, *spare, *ballast):
+        circuit.channel(channel)
+    loaded = ("unit", "skew", *ballast)
+    for number, load in enumerate(loads):
+        circuit.token(f"load {number}", dict.fromkeys(loaded, load))
+    circuit.rest = dict.fromkeys(loaded, loads[-1])
+    circuit.token("zero")
+    for row in (*PLAIN_ROWS, *rows):
+        circuit.token(row, reads={row: READ if row in rows else 1})
+    for norm, skew in zip(NORMS, SKEWS, strict=True):
+        circuit.norms[norm] = {"skew": skew, **dict.fromkeys(ballast, BALLAST)}
+    for number, layer in enumerate(circuit.layers):
+        _copy(layer, number)
+        _neurons(layer, number)
+    return Balance(as_llama(circuit), light, heavy)
 
 
-def _read_outs() -> list[tuple[int, str]]:
+def read_outs() -> list[tuple[int, str]]:
     """(sublayer, name) of the read-outs, in the order of their channels."""
     return [(number, name) for number in range(SUBLAYERS) for name in _names_of(number)]
 
@@ -255,35 +279,33 @@ def _names_of(sublayer: int) -> Iterator[str]:
             yield "MLP before"
 
 
-def _channel(sublayer: int, name: str) -> int:
-    return FIRST + _read_outs().index((sublayer, name))
+def _row(sublayer: int, name: str) -> str:
+    """Name of a read-out: of its channel and of its id."""
+    return f"read {sublayer} {name}"
 
 
-def _copy(weights: dict[str, Array], layer: int) -> None:
-    """W_v [H_kv·D, hidden] copies channels, in every KV head; W_o [hidden, H_q·D] writes them from the first head."""
-    stem, own = f"model.layers.{layer}.self_attn.", 2 * layer
-    sources = {"unit": (UNIT, 1.0), "empty": (EMPTY, 1.0), "skew": (SKEW, 1.0)}
-    sources["own MLP"] = (_channel(own + 1, "unit"), LOUDER)
-    if layer:
-        sources["MLP before"] = (_channel(own - 1, "unit"), LOUDER)
-    for place, (name, (channel, gain)) in enumerate(sources.items()):
-        weights[stem + "v_proj.weight"][place :: SHAPE.head_dim, channel] = gain
-        weights[stem + "o_proj.weight"][_channel(own, name), place] = WRITE
+def _copy(layer: Layer, number: int) -> None:
+    """Every KV head copies channels, and the first query head writes them."""
+    own = 2 * number
+    sources = {"unit": ("unit", 1.0), "empty": ("empty", 1.0), "skew": ("skew", 1.0)}
+    sources["own MLP"] = (_row(own + 1, "unit"), LOUDER)
+    if number:
+        sources["MLP before"] = (_row(own - 1, "unit"), LOUDER)
+    for entry, (name, (channel, gain)) in enumerate(sources.items()):
+        layer.value(entry, {channel: gain})
+        layer.write(entry, {_row(own, name): WRITE}, head=0)
 
 
-def _neurons(weights: dict[str, Array], layer: int) -> None:
-    """One neuron a read-out: (gate and what it reads, up and what it reads, down)."""
-    own = 2 * layer + 1
+def _neurons(layer: Layer, number: int) -> None:
+    """One neuron a read-out, whose gate reads UNIT: (gate, up and what it reads, down)."""
+    own = 2 * number + 1
     neurons = {
-        "unit": (GATE, UNIT, GATE, UNIT, DOWN),
-        "empty": (GATE, UNIT, GATE, EMPTY, DOWN),
-        "skew": (GATE, UNIT, GATE, SKEW, DOWN),
-        "own attention": (GATE, UNIT, GATE, _channel(own - 1, "unit"), LOUDER * DOWN),
-        "open": (GATE, UNIT, -GATE, UNIT, DOWN),
-        "closed": (-GATE, UNIT, GATE, UNIT, DOWN),
-    } | {f"at {point}": (point, UNIT, GATE, UNIT, LOUDER * DOWN) for point in POINTS}
-    stem = f"model.layers.{layer}.mlp."
-    for neuron, (name, (gate, gated, up, read, down)) in enumerate(neurons.items()):
-        weights[stem + "gate_proj.weight"][neuron, gated] = gate
-        weights[stem + "up_proj.weight"][neuron, read] = up
-        weights[stem + "down_proj.weight"][_channel(own, name), neuron] = down
+        "unit": (GATE, GATE, "unit", DOWN),
+        "empty": (GATE, GATE, "empty", DOWN),
+        "skew": (GATE, GATE, "skew", DOWN),
+        "own attention": (GATE, GATE, _row(own - 1, "unit"), LOUDER * DOWN),
+        "open": (GATE, -GATE, "unit", DOWN),
+        "closed": (-GATE, GATE, "unit", DOWN),
+    } | {f"at {point}": (point, GATE, "unit", LOUDER * DOWN) for point in POINTS}
+    for name, (gate, up, read, down) in neurons.items():
+        layer.neurons.append(Neuron({"unit": gate}, {read: up}, {_row(own, name): down}))

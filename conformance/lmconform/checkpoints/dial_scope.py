@@ -23,7 +23,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from lmconform.adapter import Array
-from lmconform.checkpoints.attention_scope import AttentionScope, plain, scope_checkpoint
+from lmconform.checkpoints.attention_scope import CONST, FILLER, AttentionScope, plain, token
+from lmconform.checkpoints.circuit import Circuit, as_llama
 from lmconform.checkpoints.layout import Shape
 
 SHAPE = Shape(
@@ -40,9 +41,10 @@ CONTENT = 7
 STEPS, OFFSET, HEADS, SWITCHES = (0, 1, 2), 3, 4, (5, 6)
 QUERY = 4.0
 LEVELS = (-2.0, 0.25, 2.0, -0.5, 0.5)  # keys of the tokens 0 to 4
-FILLER = -16.0
+FILLER_KEY = -16.0
 SWITCH = 512.0
 GAINS = (1.75, -0.75, 0.25, -1.25, 1.25, -0.25, 0.75, -1.75)  # of query heads 0 to 7, for the heads' token
+LEVEL_ENTRY, OFFSET_ENTRY = SHAPE.head_dim - 1, SHAPE.head_dim - 2  # second halves of the two slowest pairs
 OFFSET_KEY, OFFSET_QUERY = 16.0, 36.0  # 16 · 36 / sqrt(32) = 102
 
 WIDE_WRITE, NARROW_WRITE = 2.0**-12, 2.0**-8  # squared, it moves the next norm by less than a rounding error
@@ -88,17 +90,29 @@ def dial_scope(*, narrow: bool = False) -> DialScope:
 
     ``narrow`` writes more into the stream, for float16, whose small numbers are coarse.
     """
-    maps = plain(SHAPE, CONTENT)
-    level, offset, constant = SHAPE.head_dim - 1, SHAPE.head_dim - 2, CONTENT + 1
-    maps.queries[:, level, constant] = QUERY
-    maps.queries[:, level, HEADS] = QUERY * (np.array(GAINS) - 1)
-    maps.queries[0::2, offset, OFFSET], maps.queries[1::2, offset, OFFSET] = OFFSET_QUERY, -OFFSET_QUERY
-    maps.keys[:, offset, constant] = OFFSET_KEY
-    maps.keys[:, level, : len(LEVELS)] = LEVELS
-    maps.keys[:, level, CONTENT] = FILLER
-    maps.keys[:, level, SWITCHES] = [[SWITCH, -SWITCH], [-SWITCH, SWITCH]]  # [H_kv, switches]
-    maps.values[1, SWITCHES, SWITCHES] = 0.5
-    layers = SHAPE.num_hidden_layers
     write, recipe = NARROW_WRITE if narrow else WIDE_WRITE, {"kind": "dial_scope", "narrow": narrow}
-    checkpoint = scope_checkpoint("dial", SHAPE, CONTENT, [maps] * layers, recipe, write)
-    return DialScope(checkpoint, layers, SHAPE.num_attention_heads, CONTENT)
+    circuit = plain("dial", SHAPE, CONTENT, recipe, write)
+    _set_queries(circuit)
+    _set_keys(circuit)
+    for layer in circuit.layers:
+        for switch in SWITCHES:
+            layer.value(switch, circuit.held({token(switch): 0.5}), head=1)
+    return DialScope(as_llama(circuit), SHAPE.num_hidden_layers, SHAPE.num_attention_heads, CONTENT)
+
+
+def _set_queries(circuit: Circuit) -> None:
+    for layer in circuit.layers:
+        for head, gain in enumerate(GAINS):
+            offset = -OFFSET_QUERY if head % 2 else OFFSET_QUERY
+            layer.query(LEVEL_ENTRY, circuit.held({CONST: QUERY, token(HEADS): QUERY * (gain - 1)}), head)
+            layer.query(OFFSET_ENTRY, circuit.held({token(OFFSET): offset}), head)
+
+
+def _set_keys(circuit: Circuit) -> None:
+    levels = {token(number): level for number, level in enumerate(LEVELS)}
+    for layer in circuit.layers:
+        layer.key(OFFSET_ENTRY, circuit.held({CONST: OFFSET_KEY}))
+        layer.key(LEVEL_ENTRY, circuit.held({**levels, FILLER: FILLER_KEY}))
+        for own, switch in enumerate(SWITCHES):
+            for head in range(SHAPE.num_key_value_heads):
+                layer.key(LEVEL_ENTRY, circuit.held({token(switch): SWITCH if head == own else -SWITCH}), head)

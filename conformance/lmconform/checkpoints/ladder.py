@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from lmconform.adapter import Array
-from lmconform.checkpoints.layout import Checkpoint, Shape, on_grid
+from lmconform.checkpoints.circuit import Circuit, as_llama
+from lmconform.checkpoints.layout import Checkpoint, Shape
 
 LAYERS = 64
 SHAPE = Shape(
@@ -26,7 +27,6 @@ SHAPE = Shape(
     intermediate_size=32,
     vocab_size=67,
 )
-UNIT = LAYERS  # the read-outs come first, then the loaded channels
 LOAD = 8.0  # so loud that eps is nothing
 WRITE = 1.0
 READ = 4.0  # gain of the head on read-outs
@@ -64,17 +64,14 @@ class Ladder:
 
 def ladder() -> Ladder:
     """The ladder."""
-    weights = {name: np.zeros(size, np.float32) for name, size in SHAPE.tensors().items()}
-    for value in weights.values():
-        if value.ndim == 1:
-            value[:] = 1
-    weights["model.embed_tokens.weight"][:, UNIT:] = LOAD
-    head = weights["lm_head.weight"]
-    head[2, UNIT] = 1
-    for layer in range(LAYERS):
-        head[layer + 3, layer] = READ
-        stem = f"model.layers.{layer}.self_attn."
-        weights[stem + "v_proj.weight"][:: SHAPE.head_dim, UNIT] = 1
-        weights[stem + "o_proj.weight"][layer, 0] = WRITE
-    weights = {name: on_grid(value) for name, value in weights.items()}
-    return Ladder(Checkpoint("ladder", SHAPE.config(), weights, {"kind": "ladder"}))
+    circuit = Circuit("ladder", SHAPE, {"kind": "ladder"})
+    circuit.token("any")
+    circuit.token("zero")
+    circuit.token("unit", reads={"unit": 1})
+    for number in range(LAYERS):
+        circuit.read_out(f"mark {number}", (number, 0, 0), WRITE, READ)
+    for layer in circuit.layers:
+        layer.value(0, {"unit": 1})
+    ballast = SHAPE.hidden_size - LAYERS - 1
+    circuit.rest = {"unit": LOAD} | {f"ballast {number}": LOAD for number in range(ballast)}
+    return Ladder(as_llama(circuit))

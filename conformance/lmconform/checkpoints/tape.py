@@ -1,47 +1,32 @@
-"""Tapes: checkpoints whose scores depend on the last token alone, so that greedy decoding follows a script.
+"""The stop tape: a checkpoint whose scores depend on the last token alone, so that greedy decoding follows a script.
 
 All sublayers add nothing. The head row of the token that follows a reads the embedding of a, and row t of the scores
 names the token that follows tokens[t].
 
-``tape`` plays one cycle through the whole vocabulary; the preflight reads it. ``stop_tape`` is made for stop
-conditions: its cycles are short and long, so that tokens come again; its pieces of text hold one to three characters
-of a small alphabet, so that strings overlap, and begin and end inside tokens; and after each token three ids are
-ranked, so that the script goes on where the first of them may not be drawn.
+Its cycles are short and long, so that tokens come again; its pieces of text hold one to three characters of a small
+alphabet, so that strings overlap, and begin and end inside tokens; and after each token three ids are ranked, so that
+the script goes on where the first of them may not be drawn. The preflight reads it too: a load may be dear.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 import numpy as np
 
-from lmconform.adapter import Array
-from lmconform.checkpoints.layout import Checkpoint, Shape, character, on_grid, tokenizer
+from lmconform.checkpoints.circuit import Circuit, as_llama
+from lmconform.checkpoints.layout import Checkpoint, Shape, character, tokenizer
 
 SHAPE = Shape(hidden_size=128, num_attention_heads=4, num_key_value_heads=2, head_dim=32, vocab_size=101)
-PEAK = 2.5  # head gain: after the final norm the successor stands 2.5·sqrt(hidden_size), about 28, above the rest
-RANKS = (4.0, 2.0, 1.0)  # the same for the first, second and third id after a token: 45, 23 and 11 above the rest
+RANKS = (4.0, 2.0, 1.0)
+"""Head gains of the first, second and third id after a token. The final norm multiplies them by sqrt(hidden_size): they
+stand 45, 23 and 11 above the rest."""
 
 SPELLED = tuple("".join(letters) for size in (1, 2, 3) for letters in product("xyz", repeat=size))
 FIRST_SPELLED = 6  # before them stand a to f, see ``character``
 CYCLES = (1, 2, 3, 5, 28)  # of the ids that are spelled; all others make up one more
-
-
-def successor(token: int, vocab_size: int) -> int:
-    """The token that the tape plays after ``token``: one cycle through the whole vocabulary, in steps of 7."""
-    return (token + 7) % vocab_size
-
-
-def tape(shape: Shape = SHAPE) -> Checkpoint:
-    """The tape in this shape; the vocabulary may be at most hidden_size wide, and prime to 7."""
-    if shape.vocab_size > shape.hidden_size or shape.vocab_size % 7 == 0:
-        raise ValueError(f"A tape needs vocab_size <= hidden_size and prime to 7; got {shape.vocab_size}.")
-    head = np.zeros((shape.vocab_size, shape.hidden_size), np.float32)
-    for token in range(shape.vocab_size):
-        head[successor(token, shape.vocab_size), token] = PEAK
-    return Checkpoint("tape", shape.config(), _weights(shape, head), {"kind": "tape"})
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,25 +70,16 @@ def stop_tape(shape: Shape = SHAPE) -> StopTape:
         raise ValueError(f"A stop tape needs more than 45 ids and vocab_size <= hidden_size; got {shape.vocab_size}.")
     follows = _follows(shape.vocab_size)
     ranking = tuple(_ranked(token, follow, shape.vocab_size) for token, follow in enumerate(follows))
-    head = np.zeros((shape.vocab_size, shape.hidden_size), np.float32)
-    for token, ranked in enumerate(ranking):
-        head[list(ranked), token] = RANKS
+    circuit = Circuit("stop-tape", shape, {"kind": "stop-tape"})
+    for token in range(shape.vocab_size):
+        circuit.token(str(token), {str(token): 1})
+    for last, ranked in enumerate(ranking):
+        for token, score in zip(ranked, RANKS, strict=True):
+            circuit.token(str(token), reads={str(last): score})
     plain = [character(token) for token in range(shape.vocab_size)]
     pieces = (*plain[:FIRST_SPELLED], *SPELLED, *plain[FIRST_SPELLED + len(SPELLED) :])
-    files = {"tokenizer.json": tokenizer(pieces)}
-    checkpoint = Checkpoint("stop-tape", shape.config(), _weights(shape, head), {"kind": "stop-tape"}, files)
+    checkpoint = replace(as_llama(circuit), files={"tokenizer.json": tokenizer(pieces)})
     return StopTape(checkpoint, ranking, pieces)
-
-
-def _weights(shape: Shape, head: Array) -> dict[str, Array]:
-    """One-hot embeddings, sublayers of zeros, norms of ones, and this head, [V, hidden_size]."""
-    weights = {name: np.zeros(size, np.float32) for name, size in shape.tensors().items()}
-    for value in weights.values():
-        if value.ndim == 1:
-            value[:] = 1
-    np.fill_diagonal(weights["model.embed_tokens.weight"], 1)
-    weights["lm_head.weight"] = head
-    return {name: on_grid(value) for name, value in weights.items()}
 
 
 def _follows(vocab_size: int) -> list[int]:

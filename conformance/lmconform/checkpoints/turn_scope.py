@@ -23,7 +23,8 @@ from typing import Any
 import numpy as np
 
 from lmconform.adapter import Array
-from lmconform.checkpoints.attention_scope import SHAPE, AttentionScope, Maps, plain, scope_checkpoint
+from lmconform.checkpoints.attention_scope import CONST, SHAPE, AttentionScope, plain
+from lmconform.checkpoints.circuit import as_llama
 from lmconform.checkpoints.layout import Shape
 
 SPAN = 128
@@ -117,13 +118,20 @@ def turn_scope(name: str, rope: Mapping[str, Any] | None = None, shape: Shape = 
     if shape.num_attention_heads != shape.head_dim:
         raise ValueError(f"A turn scope needs H_q = D; got {shape.num_attention_heads} and {shape.head_dim}.")
     pairs, content = shape.head_dim // 2, shape.head_dim - 1
-    maps = plain(shape, content)
-    maps.keys[:, :pairs, content + 1] = 1
     loudness = _loudness(pairs, shape.rope_theta if rope is None else rope["rope_theta"])
-    for pair in range(pairs):
-        maps.queries[pair, pairs + pair, content + 1] = loudness[pair]  # a quarter turn ahead: all in the second half
-        maps.queries[pairs + pair, pair, content + 1] = loudness[0]
-    return _scope(name, shape, content, maps, rope)
+    circuit = plain(name, shape, content, {"kind": "turn_scope", "rope": dict(rope or {})})
+    for layer in circuit.layers:
+        for pair in range(pairs):  # its halves are the entries ``pair`` and ``pairs + pair``
+            layer.key(pair, circuit.held({CONST: 1}))
+            layer.query(pairs + pair, circuit.held({CONST: loudness[pair]}), head=pair)  # a quarter turn ahead
+            layer.query(pair, circuit.held({CONST: loudness[0]}), head=pairs + pair)
+    checkpoint = as_llama(circuit)
+    if rope is not None:
+        fields = {**checkpoint.config, "rope_theta": rope["rope_theta"], "rope_parameters": dict(rope)}
+        checkpoint = replace(checkpoint, config=fields)
+    amplitudes = np.array([*loudness, *[loudness[0]] * pairs]) / np.sqrt(shape.head_dim)  # [H_q]
+    heads = shape.num_attention_heads
+    return TurnScope(checkpoint, shape.num_hidden_layers, heads, content, amplitudes=tuple(amplitudes.tolist()))
 
 
 def _loudness(pairs: int, base: float) -> list[float]:
@@ -132,14 +140,3 @@ def _loudness(pairs: int, base: float) -> list[float]:
     within = np.sin(np.minimum(frequencies * SPAN, np.pi / 2))  # most that a pair's sine reaches
     wanted = LOUDNESS * np.sqrt(2 * pairs) / within
     return [float(one) for one in 2.0 ** np.round(np.log2(wanted))]
-
-
-def _scope(name: str, shape: Shape, content: int, maps: Maps, rope: Mapping[str, Any] | None) -> TurnScope:
-    recipe = {"kind": "turn_scope", "rope": dict(rope or {})}
-    checkpoint = scope_checkpoint(name, shape, content, [maps] * shape.num_hidden_layers, recipe)
-    if rope is not None:
-        fields = {**checkpoint.config, "rope_theta": rope["rope_theta"], "rope_parameters": dict(rope)}
-        checkpoint = replace(checkpoint, config=fields)
-    lengths = np.linalg.norm(maps.queries[..., content + 1], axis=1)  # [H_q]
-    amplitudes = tuple((lengths / np.sqrt(shape.head_dim)).tolist())
-    return TurnScope(checkpoint, shape.num_hidden_layers, shape.num_attention_heads, content, amplitudes=amplitudes)
