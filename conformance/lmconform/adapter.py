@@ -60,7 +60,7 @@ class Precision:
     """The number formats that set the error budget. Declare what the engine really computes in."""
 
     weights: DType = "float32"
-    """Format in which the weights take part in products."""
+    """Format in which the weights take part in products. A GGUF file is written in it, see ``Engine.format``."""
     compute: DType = "float32"
     """Format to which results between operations are rounded. Products may accumulate in something wider."""
     kv_cache: DType = "float32"
@@ -76,7 +76,10 @@ class Precision:
 
 @dataclass(frozen=True)
 class Choices:
-    """What engines may legitimately choose. The suite holds the engine to what it declares here."""
+    """What engines may legitimately choose. The suite holds the engine to what it declares here.
+
+    Not asked yet: ``temperature_zero``, ``empty_prompt`` and ``batch_invariant``.
+    """
 
     scores: Literal["logits", "log-probabilities", "unspecified"] = "unspecified"
     """What ``score`` and ``extend`` return. Either way a row is judged up to a constant."""
@@ -113,7 +116,7 @@ class Choices:
     empty_prompt: Literal["refused", "empty", "unspecified"] = "unspecified"
     """``score([])`` is refused, or gives an array of no rows."""
     batch_invariant: bool = False
-    """A row's scores are the same bits whatever else is in the batch. The suite then demands bit-equality."""
+    """A row's scores are the same bits whatever else is in the batch."""
 
     def __post_init__(self) -> None:
         _check_literals(self)
@@ -323,14 +326,22 @@ class Engine:
     version: str = "unknown"
     """Version of the engine (not of the adapter)."""
     format: Literal["hf", "gguf"] = "hf"
-    """Checkpoint format that ``load`` reads: a Hugging Face directory, or one GGUF file."""
+    """Checkpoint format that ``load`` reads: a Hugging Face directory, or one GGUF file.
+
+    ``hf``: config.json, generation_config.json, tokenizer.json, tokenizer_config.json and model.safetensors in float32.
+    ``gguf``: one file of the architecture ``llama`` (no other family is written), with its matrices in the format
+    ``precision.weights`` if that is float32, float16 or bfloat16, and else in float32. Rows of W_q and W_k are in
+    GGUF's order. EOS ids are ``eos_token_id``, ``eot_token_id`` and ``eom_token_id``, and none where the checkpoint
+    names none: the tokenizer, of the kind ``rwkv``, has no default. It has the pieces of tokenizer.json.
+    """
     precision: Precision = Precision()
     choices: Choices = Choices()
 
     def accepts(self, config: Mapping[str, Any]) -> str | None:
         """Return why a checkpoint with this config.json cannot be loaded, or None if it can.
 
-        The suite asks for ``model_type`` llama, phi3 and gpt2. The default takes llama alone.
+        The suite asks for ``model_type`` llama, phi3, once with a ``sliding_window``, and gpt2. The default takes llama
+        alone.
         """
         family = config.get("model_type")
         return None if family == "llama" else f"model_type is {family!r}, and the adapter's accepts does not say more."
@@ -340,7 +351,10 @@ class Engine:
         return {}
 
     def load(self, checkpoint: Path, needs: Needs) -> Model:
-        """Load the checkpoint in the regime ``needs.regime``. Raise Refused with the reason if it is not sound."""
+        """Load the checkpoint in the regime ``needs.regime``: a directory, or with ``format = "gguf"`` a file.
+
+        Raise Refused with the reason if it is not sound.
+        """
         raise NotOffered("load")
 
     def operators(self) -> Mapping[str, Operator]:

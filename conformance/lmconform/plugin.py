@@ -93,12 +93,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     run = config.stash.get(RUN, None)
     if run is None:
         return
-    kept = [item for item in items if _case(item) is not None and run.wants(_spec(item))]
-    dropped = [item for item in items if item not in set(kept)]
+    kept = {item: case for item in items if (case := _case(item)) is not None and run.wants(_spec(item))}
+    dropped = [item for item in items if item not in kept]
     if dropped:
         config.hook.pytest_deselected(items=dropped)
-    order = {case: number for number, case in enumerate(dict.fromkeys(_case(item) for item in kept))}
-    items[:] = sorted(kept, key=lambda item: order[_case(item)])
+    turns = run.plan.turns(kept.values())
+    items[:] = sorted(kept, key=lambda item: turns[kept[item]])
 
 
 def _spec(item: pytest.Item) -> Any:

@@ -17,6 +17,7 @@ from lmconform.suite.choose import doors, matching
 from lmconform.suite.dsl import Decides
 from lmconform.suite.plan import PROFILES, Plan, given_material
 from lmconform.transport.client import Connection, EngineSpec
+from lmconform.transport.spec import options_of
 
 SEED = "lmconform_seed"
 """Key under which workers are told the seed."""
@@ -37,7 +38,7 @@ class Run:
         self.spec = EngineSpec(
             option.engine,
             python=option.python,
-            options=_options(option.option),
+            options=options_of(option.option),
             in_process=option.in_process,
         )
         material = given_material(Path(option.checkpoint)) if option.checkpoint else None
@@ -63,12 +64,14 @@ class Run:
         }
 
     def costs(self) -> dict[str, Any]:
-        """Checkpoints, loads and calls so far."""
+        """Checkpoints, loads and calls so far, the latter also apart: by checkpoint, and by what was called."""
         counts = self.connection.counts
         return {
             "checkpoints": self.bench.checkpoints,
             "loads": counts.loads,
+            "loads_of": dict(counts.loads_of),
             "calls": counts.calls.total(),
+            "calls_of": dict(counts.calls),
             "engine_seconds": sum(counts.seconds.values()),
             "restarts": counts.restarts,
             "bytes_received": counts.bytes_received,
@@ -94,16 +97,6 @@ def _seed(config: pytest.Config) -> int:
         return int(config.option.seed)
     config.option.seed = 0 if config.option.profile == "quick" else secrets.randbelow(10**6)
     return int(config.option.seed)
-
-
-def _options(pairs: list[str]) -> dict[str, str]:
-    found = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not equals or not key:
-            raise ValueError(f"--option takes KEY=VALUE; got {pair!r}.")
-        found[key] = value
-    return found
 
 
 def _database(config: pytest.Config, spec: EngineSpec) -> Path | None:

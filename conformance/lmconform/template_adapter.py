@@ -26,6 +26,8 @@ class MyEngine(Engine):
         """Return why a checkpoint with this config.json cannot be loaded, or None. Without this, llama alone is."""
         if config["model_type"] not in ("llama", "phi3", "gpt2"):  # delete those that your engine does not load
             return f"model_type {config['model_type']} is not supported"
+        if config.get("sliding_window"):  # as some phi3 have: delete this if yours knows windows
+            return "sliding windows are not supported"
         return "scaled RoPE is not supported" if config.get("rope_scaling") else None
 
     def load(self, checkpoint, needs):

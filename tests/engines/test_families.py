@@ -9,10 +9,11 @@ from lmconform.adapter import Engine
 from lmconform.suite.bench import Bench
 from lmconform.suite.dsl import Draw, Expect
 from lmconform.suite.findings import Tally
-from lmconform.suite.plan import FAMILIES, OTHERS, PROFILES, Case, Plan
+from lmconform.suite.plan import FAMILIES, OTHERS, PROFILES, WINDOWED, Case, Plan
 from lmconform.transport.client import Connection, EngineSpec
 
-LENGTH = 17
+LENGTH = 33
+"""Beyond every window."""
 
 
 @pytest.fixture(scope="module", params=["float32", "bfloat16", "float16"])
@@ -37,14 +38,14 @@ def test_scores_are_the_oracles_through_every_door(bench: Bench, checkpoint: str
         expect.agrees(model.score(tokens), "one pass")
         for row in model.score_batch([tokens, other]):
             expect.agrees(row, "a row of a batch")
-        expect.agrees(model.prefill_in_chunks(tokens, [1, 11, 5]), "chunks")
+        expect.agrees(model.prefill_in_chunks(tokens, [1, 11, 5, 16]), "chunks")
         for steps in model.continue_greedily([tokens, other], 3):
             expect.agrees(steps, "new tokens")
         assert tally.worst < 0.5
 
 
 def test_every_checkpoint_of_the_families_is_covered(bench: Bench) -> None:
-    assert [case.checkpoint for case in bench.plan.cases([FAMILIES], every_regime=False)] == list(OTHERS)
+    assert [case.checkpoint for case in bench.plan.cases([FAMILIES, WINDOWED], every_regime=False)] == list(OTHERS)
 
 
 @pytest.mark.parametrize(("family", "taken"), [("llama", True), ("phi3", False), ("gpt2", False), (None, False)])

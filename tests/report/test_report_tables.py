@@ -13,7 +13,7 @@ from lmconform.report.tables import tables
 from lmconform.report.text import MOST_CARDS, in_ranges, summary
 from lmconform.spec import requirements
 
-CM = [one for one in requirements().values() if one.page == "causal-mask"]
+CM = [one for one in requirements().values() if one.page == "causal-mask"][:9]
 ROPE = [replace(one, id=f"ROPE-{number}", page="rope") for number, one in enumerate(CM, 1)]
 
 

@@ -6,9 +6,9 @@ import pytest
 
 from lmconform.adapter import NotOffered, Refused
 from lmconform.checkpoints.random import SHAPES
-from lmconform.suite.dsl import LOUD_SCOPE, RANDOM, SCOPE
-from lmconform.suite.instruments import LENGTHS, TAPE
-from lmconform.suite.plan import EDGES, FAMILIES, GIVEN, MAX_TOKENS, PROFILES, Case, Plan, given_material
+from lmconform.suite.dsl import LOUD_SCOPE, RANDOM, SCOPE, WINDOW_SCOPE, WINDOWED
+from lmconform.suite.instruments import LENGTHS, STOP_TAPE
+from lmconform.suite.plan import EDGES, FAMILIES, FEW_RANDOM, GIVEN, MAX_TOKENS, PROFILES, Case, Plan, given_material
 
 ALL = (RANDOM, FAMILIES, SCOPE, LOUD_SCOPE)
 
@@ -20,7 +20,7 @@ def plan(bench, profile="quick", given=None) -> Plan:
 @pytest.mark.parametrize(("profile", "most"), [("quick", 8), ("standard", 25)])
 def test_a_profile_makes_few_checkpoints(bench, profile, most) -> None:
     cases = plan(bench, profile).cases(ALL, every_regime=True)
-    assert len({case.checkpoint for case in cases} | {TAPE}) <= most
+    assert len({case.checkpoint for case in cases} | {STOP_TAPE}) <= most
 
 
 def test_lengths_are_few_a_checkpoint_and_cover_the_block_edges() -> None:
@@ -33,6 +33,26 @@ def test_each_regime_is_entered(bench) -> None:
     regimes = {case.regime for case in plan(bench).cases([SCOPE], every_regime=True)}
     assert regimes == {None, *bench.connection.description.regimes}
     assert {case.regime for case in plan(bench).cases([SCOPE], every_regime=False)} == {None}
+
+
+def test_each_case_has_one_turn_and_a_regime_begins_with_what_its_preflight_loads(bench) -> None:
+    found = plan(bench)
+    cases = [case for kind in (SCOPE, RANDOM, STOP_TAPE, SCOPE) for case in found.cases([kind], every_regime=True)]
+    turns = found.turns(cases)
+    assert sorted(turns.values()) == list(range(len(set(cases))))
+    order = sorted(turns, key=lambda case: turns[case])
+    regimes = [None, *found.regimes]
+    assert list(dict.fromkeys(case.regime for case in order)) == regimes
+    assert [case.regime for case in order if case.checkpoint == STOP_TAPE] == regimes
+    for regime in regimes:
+        own = [case.checkpoint for case in order if case.regime == regime]
+        assert own == [STOP_TAPE, "loud-0", SCOPE, *(["quiet-1", "loud-2"] if regime is None else [])]
+
+
+@pytest.mark.parametrize(("profile", "few"), [("quick", 1), ("standard", 2), ("exhaustive", 4)])
+def test_what_tests_edit_is_a_few_random_checkpoints(bench, profile, few) -> None:
+    edited, whole = (plan(bench, profile).cases([kind], every_regime=False) for kind in (FEW_RANDOM, RANDOM))
+    assert edited == whole[:few]
 
 
 def test_shapes_that_the_engine_refuses_are_passed_over(bench, monkeypatch) -> None:
@@ -63,6 +83,22 @@ def test_a_family_that_the_engine_refuses_is_refused_with_its_reason(bench, monk
     with pytest.raises(Refused, match="a checkpoint of the family gpt2; its reason is: no Conv1D"):
         plan(bench).material("quiet-gpt2")
     assert plan(bench).material("quiet-phi3").checkpoint.config["model_type"] == "phi3"
+
+
+@pytest.mark.parametrize("name", [WINDOWED, WINDOW_SCOPE])
+def test_an_engine_without_windows_is_asked_nothing_about_them(bench, monkeypatch, name) -> None:
+    monkeypatch.setattr(bench.connection, "accepts", lambda config: "full" if config.get("sliding_window") else None)
+    with pytest.raises(Refused, match=r"family phi3 with a sliding_window of \d+; its reason is: full"):
+        plan(bench).material(name)
+    assert plan(bench).material("quiet-phi3").checkpoint.config["sliding_window"] is None
+
+
+@pytest.mark.parametrize("name", [WINDOWED, WINDOW_SCOPE])
+def test_lengths_lie_on_both_sides_of_the_window(bench, name) -> None:
+    material = plan(bench).material(name)
+    W = material.checkpoint.config["sliding_window"]
+    assert {W - 1, W, W + 1, 2 * W + 1} < set(material.lengths)
+    assert max(material.lengths) + 4 <= MAX_TOKENS
 
 
 def test_a_seed_and_a_redraw_change_the_weights_and_nothing_else(bench) -> None:

@@ -16,7 +16,7 @@ def test_an_engine_without_a_residual_stream_is_no_fault_of_its_adapter() -> Non
         EngineSpec("lmconform.faults.pre_norm_residual:DropsTheResidualOfTheMLP", in_process=True)
     )
     bench = Bench(connection, Plan(connection, ONE, seed=0), deadline=float("inf"))
-    subject = bench.subject(Case("tape"))
+    subject = bench.subject(Case("stop-tape"))
     assert preflight(subject, subject.doors) == []
     bench.close()
 

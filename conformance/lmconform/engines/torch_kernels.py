@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import cast
 
@@ -19,6 +20,7 @@ from lmconform.adapter import (
     AttentionOperator,
     DType,
     Engine,
+    Mask,
     Operator,
     Precision,
     Refused,
@@ -71,7 +73,9 @@ class TorchKernels(Engine):
             found[name] = RMSNormOperator(self.rms_norm(norm))
         return found
 
-    def attention(self, kernel: AttentionKernel, **limits: object) -> AttentionOperator:
+    def attention(
+        self, kernel: AttentionKernel, masks: tuple[Mask, ...] = ("none", "causal", "given")
+    ) -> AttentionOperator:
         """Return ``kernel`` as an operator of NumPy arrays."""
 
         def run(q: Array, k: Array, v: Array, causal: bool, visible: Array | None) -> Array:
@@ -80,7 +84,7 @@ class TorchKernels(Engine):
                 queries, keys, values = (self.tensor(one)[None] for one in (q, k, v))  # a batch of one
                 return numbers(kernel(queries, keys, values, causal, given)[0])
 
-        return AttentionOperator(run, **{"masks": ("none", "causal", "given"), **limits})  # type: ignore[arg-type]
+        return AttentionOperator(run, masks=masks)
 
     def rope(self, kernel: Callable[[Tensor, Tensor, float], Tensor]) -> Callable[[Array, Array, float], Array]:
         """Return ``kernel``, of x [1, T, H, D] and positions [1, T], as a function of NumPy arrays."""
@@ -137,20 +141,16 @@ def fused_lower_right(
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, enable_gqa=q.shape[1] != k.shape[1])
 
 
-class _only:
+@contextmanager
+def _only(backend: SDPBackend) -> Iterator[None]:
     """SDPA with one backend; a call that it does not take is refused."""
-
-    def __init__(self, backend: SDPBackend) -> None:
-        self._inner = sdpa_kernel(backend)
-        self._backend = backend.name
-
-    def __enter__(self) -> None:
-        self._inner.__enter__()
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, frames: object) -> None:
-        self._inner.__exit__(kind, error, frames)  # type: ignore[arg-type]
-        if isinstance(error, RuntimeError) and "No available kernel" in str(error):
-            raise Refused(f"torch's backend {self._backend} does not take this call.") from error
+    try:
+        with sdpa_kernel(backend):
+            yield
+    except RuntimeError as error:
+        if "No available kernel" not in str(error):
+            raise
+        raise Refused(f"torch's backend {backend.name} does not take this call.") from error
 
 
 def flex(q: Tensor, k: Tensor, v: Tensor, causal: bool, visible: Tensor | None) -> Tensor:

@@ -45,9 +45,9 @@ class Outcome:
         return self.verdict is Verdict.FAIL and not self.requirement.keyword.startswith("MUST")
 
     def first(self, verdict: Verdict) -> Mapping[str, Any] | None:
-        """The most telling record of this verdict: the one with the largest excess."""
+        """The most telling record of this verdict: one that names a quantity, then the one with the largest excess."""
         found = [record for record in self.records if record["verdict"] == verdict]
-        return max(found, key=lambda record: _excess(record), default=None)
+        return max(found, key=_telling, default=None)
 
 
 @dataclass
@@ -174,8 +174,9 @@ def _missing(name: str) -> dict[str, Any]:
     }
 
 
-def _excess(record: Mapping[str, Any]) -> float:
-    return float(record["finding"].get("excess", 0.0)) if record.get("finding") else 0.0
+def _telling(record: Mapping[str, Any]) -> tuple[bool, float]:
+    finding = record.get("finding") or {}
+    return bool(finding.get("named")), float(finding.get("excess", 0.0))
 
 
 def merge_counts(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:

@@ -184,7 +184,9 @@ def _doors(console: Console, results: Results) -> None:
             parts.append(f"{door}: not offered")
     costs = results.run.get("costs", {})
     if costs:
-        parts.append(f"{len(costs['checkpoints'])} checkpoints, {costs['loads']} loads, {costs['calls']} calls")
+        made = len(costs["checkpoints"])
+        each = f" ({costs['loads'] / made:.1f} each)" if made else ""
+        parts.append(f"{made} checkpoints, {costs['loads']} loads{each}, {costs['calls']} calls")
     console.print(f"[dim]{'; '.join(parts)}; {results.run['seconds']:.0f} s[/]")
 
 

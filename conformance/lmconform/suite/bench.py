@@ -9,11 +9,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 from hypothesis.configuration import set_hypothesis_home_dir
 
 from lmconform.adapter import Needs, NotOffered, Refused
+from lmconform.checkpoints.gguf import SUFFIX, gguf_package, write_gguf
+from lmconform.checkpoints.layout import CannotWrite, StoredDType
 from lmconform.judging.budgets import Yardstick
 from lmconform.judging.operators import OperatorYardstick
 from lmconform.judging.verdict import Verdict
@@ -22,15 +24,18 @@ from lmconform.suite.choose import DOORS
 from lmconform.suite.dsl import Decides
 from lmconform.suite.examples import Example, Runner
 from lmconform.suite.findings import Exceeded, Tally
-from lmconform.suite.instruments import TAPE, Material
+from lmconform.suite.instruments import STOP_TAPE, Material
 from lmconform.suite.operators import Kernel, kernel_words
 from lmconform.suite.plan import MAX_ROWS, Case, Plan
 from lmconform.suite.preflight import AdapterOff, in_context, preflight
 from lmconform.suite.subject import MOST_LOGPROBS, Subject
 from lmconform.transport.client import Connection, EngineFault, RemoteModel
 
-LOADED = 4
-"""Models kept loaded at a time."""
+LOADED = 6
+"""Models kept loaded at a time. A test may ask a checkpoint and four edits of it in turn, and with room for fewer it
+would load each of them again for every example. Each further one costs an engine that sets memory aside for a load."""
+WEIGHTS = 500_000_000
+"""Weights that models may hold together to be kept loaded; a user's checkpoint may have more, and fit a device once."""
 TRIES = 2
 """How often an engine may break down in the preflight before it is asked nothing more: each time costs a start."""
 
@@ -58,9 +63,11 @@ class Record:
 
 
 class Bench:
-    """Judges tests against one engine."""
+    """Judges tests against one engine. Raises MissingPackage if its checkpoints cannot be written here."""
 
     def __init__(self, connection: Connection, plan: Plan, deadline: float, database: Path | None = None) -> None:
+        if connection.description.format == "gguf":
+            gguf_package()
         self.connection = connection
         self.plan = plan
         self._deadline = deadline
@@ -174,7 +181,7 @@ class Bench:
         if regime in self._ready or self.plan.given is not None:
             return
         try:
-            subject = self._subject(Case(TAPE, regime))
+            subject = self._subject(Case(STOP_TAPE, regime))
             preflight(subject, subject.doors)
             if regime is None:
                 self._in_context()
@@ -203,8 +210,7 @@ class Bench:
         material, yardstick, path = self._material(case.checkpoint)
         model = self._models.pop(case, None)
         if model is None or model.closed:
-            while len(self._models) >= LOADED:
-                self._models.popitem(last=False)[1].close()
+            self._make_room(_size(material))
             needs = Needs(
                 max_tokens=case.max_tokens,
                 max_rows=MAX_ROWS,
@@ -221,6 +227,15 @@ class Bench:
         loaders = self._edited(case), self._with_room(case)
         return Subject(model, material, yardstick, case, *loaders, self.plan.profile.draws)
 
+    def _make_room(self, size: int) -> None:
+        """Close what was not asked for longest, until one more model of ``size`` weights may be loaded."""
+        while self._models and (len(self._models) >= LOADED or self._held() + size > WEIGHTS):
+            self._models.popitem(last=False)[1].close()
+
+    def _held(self) -> int:
+        """Weights of the models that are loaded."""
+        return sum(_size(self._materials[case.checkpoint][0]) for case in self._models)
+
     def _edited(self, case: Case) -> Callable[[str], Subject]:
         """Loads the case's checkpoint after an edit, in the same regime."""
         return lambda edit: self._subject(Case(f"{case.checkpoint}~{edit}", case.regime))
@@ -232,9 +247,26 @@ class Bench:
     def _material(self, name: str) -> tuple[Material, Yardstick, Path]:
         if name not in self._materials:
             material = self.plan.material(name)
-            path = material.path or material.checkpoint.write(Path(self._folder.name) / name)
+            path = self._written(material, name)
             self._materials[name] = material, Yardstick(material.checkpoint, self.plan.precision), path
         return self._materials[name]
+
+    def _written(self, material: Material, name: str) -> Path:
+        """What the engine loads: the directory of a checkpoint, or its GGUF file in the format of its weights."""
+        path = Path(self._folder.name) / name
+        if self.connection.description.format == "hf":
+            return material.path or material.checkpoint.write(path)
+        declared = self.plan.precision.weights
+        dtype = cast(StoredDType, declared if declared in get_args(StoredDType) else "float32")
+        try:
+            return write_gguf(material.checkpoint, path.with_name(name + SUFFIX), dtype)
+        except CannotWrite as error:
+            raise NotOffered(f"another format than GGUF. {error}") from error
+
+
+def _size(material: Material) -> int:
+    """Weights of a checkpoint."""
+    return sum(value.size for value in material.checkpoint.weights.values())
 
 
 @contextmanager

@@ -27,12 +27,13 @@ from lmconform.suite.instruments import (
     LADDER,
     LOUD_SCOPE,
     POISON,
+    PROBE,
     SCOPE,
     STRETCHED_TURN_SCOPE,
     TURN_SCOPE,
-    TURNING_SCOPE,
+    WINDOW_SCOPE,
 )
-from lmconform.suite.plan import FAMILIES, FIRST_RANDOM, MAX_TOKENS, RANDOM, Case
+from lmconform.suite.plan import FAMILIES, FEW_RANDOM, FIRST_RANDOM, MAX_TOKENS, RANDOM, WINDOWED, Case
 from lmconform.suite.subject import Scores, Subject, Tokens, joined
 from lmconform.transport.client import NotFinite
 
@@ -41,16 +42,19 @@ __all__ = [
     "DIAL",
     "DICE",
     "FAMILIES",
+    "FEW_RANDOM",
     "FIRST_RANDOM",
     "HUGE_BALANCE",
     "LADDER",
     "LOUD_SCOPE",
     "POISON",
+    "PROBE",
     "RANDOM",
     "SCOPE",
     "STRETCHED_TURN_SCOPE",
-    "TURNING_SCOPE",
     "TURN_SCOPE",
+    "WINDOWED",
+    "WINDOW_SCOPE",
     "Array",
     "Decides",
     "Draw",

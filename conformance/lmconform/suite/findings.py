@@ -38,6 +38,8 @@ class Finding:
     where: str
     error: float
     budget: float
+    named: bool = False
+    """Whether ``measured`` is a quantity of the standard's, such as the attention scale: what a card shows first."""
     odds: str = ""
     """How improbable it is, where draws are judged and no budget is."""
 

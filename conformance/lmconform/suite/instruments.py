@@ -3,30 +3,50 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 from lmconform.adapter import Precision
 from lmconform.checkpoints.attention_scope import attention_scope
 from lmconform.checkpoints.balance import HUGE, PLAIN, balance
+from lmconform.checkpoints.balance_gpt2 import gpt2_balance
 from lmconform.checkpoints.dial_scope import dial_scope
 from lmconform.checkpoints.dice import dice
+from lmconform.checkpoints.dice_gpt2 import gpt2_dice
 from lmconform.checkpoints.ladder import ladder
 from lmconform.checkpoints.layout import Checkpoint
+from lmconform.checkpoints.phi3 import as_phi3
 from lmconform.checkpoints.poison import poisoned
-from lmconform.checkpoints.tape import stop_tape, tape
+from lmconform.checkpoints.probe import Probe, probe
+from lmconform.checkpoints.probe_gpt2 import gpt2_probe
+from lmconform.checkpoints.scales import scales
+from lmconform.checkpoints.tape import stop_tape
 from lmconform.checkpoints.turn_scope import LLAMA3, turn_scope
 
-SCOPE, LOUD_SCOPE, TURNING_SCOPE = "scope", "loud-scope", "turning-scope"
-TAPE, STOP_TAPE, DICE = "tape", "stop-tape", "dice"
+SCOPE, LOUD_SCOPE = "scope", "loud-scope"
+STOP_TAPE, DICE = "stop-tape", "dice"
 DIAL, POISON = "dial", "poison"
 TURN_SCOPE, STRETCHED_TURN_SCOPE = "turn-scope", "stretched-turn-scope"
+PROBE, TOKEN_PROBE = "probe", "token-probe"
+SCALES, TOKEN_SCALES = "scales", "token-scales"
+GPT2_DICE = "gpt2-dice"
+GPT2_BALANCE, EXACT_GPT2_BALANCE = "gpt2-balance", "exact-gpt2-balance"
+GPT2_PROBE, PHI3_PROBE, WINDOW_PROBE = "gpt2-probe", "phi3-probe", "window-probe"
 BALANCE, HUGE_BALANCE, LADDER = "balance", "huge-balance", "ladder"
+WINDOW_SCOPE = "window-scope"
 LENGTHS = ((1, 2, 17, 33, 64, 129), (1, 3, 15, 32, 65, 127), (2, 16, 31, 63, 128, 5))
 """At most six lengths a checkpoint, since a new length may compile for seconds; together they hold every edge."""
 
+WINDOW = 6
+"""Of the window scope: shorter than a block, so that a window lies inside one and across two."""
+PROBE_WINDOW = 16
+"""Of the window probe: all that stands near an asker is seen, and of a long prompt the nearest."""
 SHORT = (1, 2, 17)
 """For prompts that repeat one token, whose rows are all the same."""
+
+LEVELS = 128
+"""Thresholds of the instruments that are read from tokens alone: neighbours are 6 % apart."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +66,19 @@ class Material:
         return self.checkpoint.recipe.get("kind") == "random"
 
 
+def around(window: int, *longer: int) -> tuple[int, ...]:
+    """Lengths on both sides of a window, one beyond two of them, and longer ones."""
+    return (window - 1, window, window + 1, 2 * window + 1, *longer)
+
+
 def _scope(precision: Precision) -> Material:
     scope = attention_scope("quiet")
     return Material(scope.checkpoint, LENGTHS[0], scope)
+
+
+def _window_scope(precision: Precision) -> Material:
+    scope = attention_scope("quiet", window=WINDOW)
+    return Material(scope.checkpoint, around(WINDOW, 33, 65), scope)
 
 
 def _loud_scope(precision: Precision) -> Material:
@@ -56,18 +86,9 @@ def _loud_scope(precision: Precision) -> Material:
     return Material(scope.checkpoint, LENGTHS[0], scope)
 
 
-def _turning_scope(precision: Precision) -> Material:
-    scope = attention_scope("turning")
-    return Material(scope.checkpoint, LENGTHS[0], scope)
-
-
 def _poison(precision: Precision) -> Material:
     poison = poisoned(narrow="float16" in (precision.weights, precision.compute))
     return Material(poison.checkpoint, LENGTHS[0], poison)
-
-
-def _tape(precision: Precision) -> Material:
-    return Material(tape(), LENGTHS[0])
 
 
 def _dial(precision: Precision) -> Material:
@@ -100,6 +121,60 @@ def _ladder(precision: Precision) -> Material:
     return Material(made.checkpoint, SHORT, made)
 
 
+def _probe(precision: Precision) -> Material:
+    made = probe(narrow=precision.compute == "float16")
+    return Material(made.checkpoint, LENGTHS[0], made)
+
+
+def _token_probe(precision: Precision) -> Material:
+    made = probe(narrow=precision.compute == "float16", levels=LEVELS)
+    return Material(made.checkpoint, LENGTHS[0], made)
+
+
+def _scales(precision: Precision) -> Material:
+    made = scales()
+    return Material(made.checkpoint, SHORT, made)
+
+
+def _token_scales(precision: Precision) -> Material:
+    made = scales(LEVELS)
+    return Material(made.checkpoint, SHORT, made)
+
+
+def _gpt2_probe(precision: Precision) -> Material:
+    made = gpt2_probe(narrow=precision.compute == "float16")
+    return Material(made.checkpoint, LENGTHS[0], made)
+
+
+def _gpt2_balance(precision: Precision) -> Material:
+    made = gpt2_balance()
+    return Material(made.checkpoint, SHORT, made)
+
+
+def _gpt2_dice(precision: Precision) -> Material:
+    made = gpt2_dice()
+    return Material(made.checkpoint, LENGTHS[0], made)
+
+
+def _exact_gpt2_balance(precision: Precision) -> Material:
+    made = gpt2_balance("gelu")
+    return Material(made.checkpoint, SHORT, made)
+
+
+def _phi3_probe(precision: Precision) -> Material:
+    return _as_phi3(_probe(precision), None)
+
+
+def _window_probe(precision: Precision) -> Material:
+    return _as_phi3(_probe(precision), PROBE_WINDOW)
+
+
+def _as_phi3(material: Material, window: int | None) -> Material:
+    """A probe in phi3's wrapping."""
+    made = replace(cast(Probe, material.instrument), checkpoint=as_phi3(material.checkpoint, window))
+    return replace(material, checkpoint=made.checkpoint, instrument=made)
+
+
 def _stop_tape(precision: Precision) -> Material:
     made = stop_tape()
     return Material(made.checkpoint, LENGTHS[0], made)
@@ -112,13 +187,22 @@ def _dice(precision: Precision) -> Material:
 
 INSTRUMENTS: dict[str, Callable[[Precision], Material]] = {
     SCOPE: _scope,
+    WINDOW_SCOPE: _window_scope,
     LOUD_SCOPE: _loud_scope,
-    TURNING_SCOPE: _turning_scope,
     POISON: _poison,
-    TAPE: _tape,
     DIAL: _dial,
     TURN_SCOPE: _turn_scope,
     STRETCHED_TURN_SCOPE: _stretched_turn_scope,
+    PROBE: _probe,
+    TOKEN_PROBE: _token_probe,
+    SCALES: _scales,
+    TOKEN_SCALES: _token_scales,
+    GPT2_PROBE: _gpt2_probe,
+    GPT2_DICE: _gpt2_dice,
+    GPT2_BALANCE: _gpt2_balance,
+    EXACT_GPT2_BALANCE: _exact_gpt2_balance,
+    PHI3_PROBE: _phi3_probe,
+    WINDOW_PROBE: _window_probe,
     BALANCE: _balance,
     HUGE_BALANCE: _huge_balance,
     LADDER: _ladder,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,12 +17,15 @@ from lmconform.checkpoints.edits import edited
 from lmconform.checkpoints.layout import Checkpoint, Shape
 from lmconform.checkpoints.random import FAMILIES as FAMILY_SHAPES
 from lmconform.checkpoints.random import SHAPES, Volume, label, random_checkpoint
+from lmconform.checkpoints.random import WINDOWED as WINDOWED_SHAPE
 from lmconform.spec.decoder import decoder, read_checkpoint
-from lmconform.suite.instruments import INSTRUMENTS, LENGTHS, Material
+from lmconform.suite.instruments import INSTRUMENTS, LENGTHS, STOP_TAPE, Material, around
 from lmconform.transport.client import Connection
 
-RANDOM, FIRST_RANDOM, FAMILIES, GIVEN = "random", "first-random", "families", "given"
-OTHERS = {f"quiet-{shape.family}": shape for shape in FAMILY_SHAPES}
+RANDOM, FEW_RANDOM, FIRST_RANDOM, FAMILIES = "random", "few-random", "first-random", "families"
+WINDOWED, GIVEN = "windowed", "given"
+"""Kinds of checkpoints. A test that edits them takes few: each edit of each is one more load."""
+OTHERS = {f"quiet-{shape.family}": shape for shape in FAMILY_SHAPES} | {WINDOWED: WINDOWED_SHAPE}
 """The random checkpoints of the other families. A quiet one shows all that a loud one does, and eps too."""
 MAX_TOKENS = 136
 MAX_ROWS = 32
@@ -54,6 +57,8 @@ class Profile:
     summary: str
     draws: int = 1_400
     """Most draws of a stage in a test of the sampler; what so many cannot show, the profile does not look for."""
+    few: int = 1
+    """Random checkpoints of the tests that edit them."""
 
 
 PROFILES = {
@@ -61,9 +66,19 @@ PROFILES = {
     for profile in (
         Profile("quick", 5, 2, 3, False, 300, "at every save: three random checkpoints, the same examples each time"),
         Profile(
-            "standard", 12, 4, 5, False, 900, "before a merge: five random checkpoints, new examples each time", 20_000
+            "standard",
+            12,
+            4,
+            5,
+            False,
+            900,
+            "before a merge: five random checkpoints, new examples each time",
+            20_000,
+            2,
         ),
-        Profile("exhaustive", 60, 20, 14, True, 7200, "before a release: every regime with every checkpoint", 60_000),
+        Profile(
+            "exhaustive", 60, 20, 14, True, 7200, "before a release: every regime with every checkpoint", 60_000, 4
+        ),
     )
 }
 
@@ -137,13 +152,29 @@ class Plan:
                 found += [Case(name, regime) for regime in self.regimes]
         return found
 
+    def turns(self, cases: Iterable[Case]) -> dict[Case, int]:
+        """The place of each case in the run: one after the other, so that an engine loads each once.
+
+        A regime begins with what its preflight has loaded. The default regime comes first, since time may run out.
+        """
+        regimes, loaded = [None, *self.regimes], (STOP_TAPE, self.spread)
+
+        def turn(case: Case) -> tuple[int, int]:
+            place = loaded.index(case.checkpoint) if case.checkpoint in loaded else len(loaded)
+            return regimes.index(case.regime), place
+
+        order = sorted(dict.fromkeys(cases), key=turn)
+        return {case: number for number, case in enumerate(order)}
+
     def _names(self, kind: str) -> list[str]:
         if self.given is not None:
-            return [GIVEN] if kind in (RANDOM, FIRST_RANDOM) else []
+            return [GIVEN] if kind in (RANDOM, FEW_RANDOM, FIRST_RANDOM) else []
+        if kind == FEW_RANDOM:
+            return self._names(RANDOM)[: self.profile.few]
         if kind == FIRST_RANDOM:
             return self._names(RANDOM)[:1]
         if kind == FAMILIES:
-            return list(OTHERS)
+            return [name for name in OTHERS if name != WINDOWED]
         if kind != RANDOM:
             return [kind]
         return [f"{self._volume(index)}-{index}" for index in range(self.profile.checkpoints)]
@@ -155,8 +186,8 @@ class Plan:
     def material(self, name: str) -> Material:
         """Make the checkpoint ``name``. A suffix ``#k`` asks for the k-th redraw of its weights, ``~edit`` for an edit.
 
-        Raises Refused for a random checkpoint if the engine accepts none of the shapes, or not this family; NotOffered
-        for an edit of the user's weights.
+        Raises Refused for a random checkpoint if the engine accepts none of the shapes, and for one of a family that it
+        does not accept; NotOffered for an edit of the user's weights.
         """
         base, _, edit = name.partition("~")
         if edit:
@@ -167,7 +198,7 @@ class Plan:
         if name == GIVEN and self.given is not None:
             return self.given
         if name in INSTRUMENTS:
-            return INSTRUMENTS[name](self.precision)
+            return self._taken(INSTRUMENTS[name](self.precision))
         base, _, redraw = name.partition("#")
         if base in OTHERS:
             return self._other(OTHERS[base], int(redraw or 0))
@@ -183,10 +214,24 @@ class Plan:
 
     def _other(self, shape: Shape, redraw: int) -> Material:
         """A random checkpoint of another family."""
-        reason = self._connection.accepts(shape.config())
+        window = shape.config().get("sliding_window")
+        checkpoint = random_checkpoint(shape, "quiet", self.seed * 1000 + redraw)
+        return self._taken(Material(checkpoint, LENGTHS[0] if window is None else around(window, 65, 129)))
+
+    def _taken(self, material: Material) -> Material:
+        """The material; raises Refused with the engine's reason if its family is not llama and the engine takes it not.
+
+        A llama of any shape is loaded: what it refuses, the engine says then.
+        """
+        config = material.checkpoint.config
+        if config["model_type"] == "llama":
+            return material
+        reason = self._connection.accepts(config)
         if reason is not None:
-            raise Refused(f"a checkpoint of the family {shape.family}; its reason is: {reason}")
-        return Material(random_checkpoint(shape, "quiet", self.seed * 1000 + redraw), LENGTHS[0])
+            window = config.get("sliding_window")
+            through = "" if window is None else f" with a sliding_window of {window}"
+            raise Refused(f"a checkpoint of the family {config['model_type']}{through}; its reason is: {reason}")
+        return material
 
 
 def given_material(directory: Path) -> Material:

@@ -1,7 +1,8 @@
 """Before any requirement: does the adapter ask what it says it asks?
 
-A tape's scores depend on the last token alone, so row t must name tokens[t]. An adapter that is off by one row, adds a
-BOS token, filters scores or reports another vocabulary is told so here, and no mechanism is accused.
+The scores of the stop tape depend on the last token alone, so row t must name what it plays after tokens[t]. An
+adapter that is off by one row, adds a BOS token, filters scores or reports another vocabulary is told so here, and no
+mechanism is accused.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from contextlib import suppress
 import numpy as np
 
 from lmconform.adapter import Array, NotOffered, Request
-from lmconform.checkpoints.tape import successor
+from lmconform.checkpoints.tape import StopTape
 from lmconform.judging.budgets import centred
 from lmconform.suite.subject import MOST_LOGPROBS, Scores, Subject
 from lmconform.transport.client import NotFinite
@@ -25,24 +26,26 @@ class AdapterOff(Exception):
 
 
 def preflight(model: Subject, doors: tuple[str, ...]) -> list[str]:
-    """Check every door that the model offers; return those that were checked. Raise AdapterOff.
+    """Check every door that the model, a stop tape, offers; return those that were checked. Raise AdapterOff.
 
     On a tape a token reaches the scores through the residual stream alone. Rows that name no token at all are those of
     an engine without one, which a requirement will say; an adapter that returns nothing else fails ``in_context``.
     """
-    if "score" in doors and not np.ptp(model.score(PROMPT).values, axis=1).any():
-        return []
+    tape = model.instrument(StopTape)
     if "score" in doors:
-        _rows(model.score(PROMPT).values, PROMPT, model.vocab_size, "score")
+        alone = model.score(PROMPT).values
+        if not np.ptp(alone, axis=1).any():
+            return []
+        _rows(alone, PROMPT, tape, "score")
     if "score_batch" in doors:
         short = PROMPT[:3]
         with suppress(NotFinite):  # padding that spreads NaN breaks a requirement, and is no fault of the adapter
             for tokens, scores in zip((PROMPT, short), model.score_batch([PROMPT, short]), strict=True):
-                _rows(scores.values, tokens, model.vocab_size, "score_batch")
+                _rows(scores.values, tokens, tape, "score_batch")
     if "open" in doors:
         session = model.open()
-        _rows(session.extend(PROMPT[:4]).values, PROMPT[:4], model.vocab_size, "session.extend")
-        _rows(session.extend(PROMPT[4:]).values, PROMPT[4:], model.vocab_size, "session.extend")
+        _rows(session.extend(PROMPT[:4]).values, PROMPT[:4], tape, "session.extend")
+        _rows(session.extend(PROMPT[4:]).values, PROMPT[4:], tape, "session.extend")
         session.close()
     if "generate" in doors:
         _generate(model)
@@ -52,7 +55,7 @@ def preflight(model: Subject, doors: tuple[str, ...]) -> list[str]:
 def in_context(model: Subject, doors: tuple[str, ...]) -> None:
     """Check on a random checkpoint that no filter was applied and no token added in front. Raise AdapterOff.
 
-    On the tape neither shows: its other scores are all equal, and its rows know no context.
+    On the tape neither shows: most of its scores are equal, and its rows know no context.
     """
     prompt = tuple(token % model.vocab_size for token in PROMPT)
     if "score" in doors:
@@ -94,14 +97,14 @@ def _far(model: Subject, scores: Scores, front: tuple[int, ...]) -> bool:
     return bool((centred(scores.values) - wanted).std() > wanted.std() / 8)
 
 
-def _rows(values: Array, tokens: tuple[int, ...], vocab_size: int, door: str) -> None:
+def _rows(values: Array, tokens: tuple[int, ...], tape: StopTape, door: str) -> None:
     if np.isneginf(values).any():
         raise AdapterOff(
             f"{door} returned -inf for {int(np.isneginf(values).sum())} scores of a checkpoint that masks none. "
             + WAY_OUT
         )
     named = [int(token) for token in values.argmax(axis=1)]
-    wanted = [successor(token, vocab_size) for token in tokens]
+    wanted = [tape.ranking[token][0] for token in tokens]
     if named == wanted:
         return
     for shift, words in ((1, "one row late: row t holds the scores of row t-1"), (-1, "one row early")):
@@ -119,9 +122,7 @@ def _rows(values: Array, tokens: tuple[int, ...], vocab_size: int, door: str) ->
 
 
 def _generate(model: Subject) -> None:
-    wanted = [successor(PROMPT[-1], model.vocab_size)]
-    for _ in range(3):
-        wanted.append(successor(wanted[-1], model.vocab_size))
+    wanted = list(model.instrument(StopTape).play(PROMPT[-1], 4))
     (completion,) = model.generate([Request(prompt=PROMPT, max_new_tokens=4)])
     got = list(completion.tokens)
     if not got or got[: len(wanted)] != wanted[: len(got)]:  # how many there are, requirements judge

@@ -8,6 +8,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from lmconform.checkpoints.gguf import MissingPackage
 from lmconform.suite.bench import Bench, Record
 from lmconform.suite.dsl import Decides
 from lmconform.suite.examples import Example
@@ -18,7 +19,7 @@ from lmconform.transport.client import Connection, EngineSpec
 
 
 class Unreadable(Exception):
-    """The file is no counterexample of this version of the suite."""
+    """The file is no counterexample of this version of the suite, or cannot be judged here."""
 
 
 def replay_file(path: Path, engine: str | None, python: Path | None, in_process: bool) -> Record:
@@ -45,7 +46,11 @@ def replay_file(path: Path, engine: str | None, python: Path | None, in_process:
     except ValueError as error:
         raise Unreadable(str(error)) from error
     connection = Connection.start(chosen)
-    with closing(Bench(connection, Plan(connection, profile, seed, given), math.inf)) as bench:
+    try:
+        judge = Bench(connection, Plan(connection, profile, seed, given), math.inf)
+    except MissingPackage as error:
+        raise Unreadable(str(error)) from error
+    with closing(judge) as bench:
         try:
             return bench.replay(spec, case, example)
         except (AttributeError, LookupError, TypeError, ValueError) as error:  # no structure that this test could draw

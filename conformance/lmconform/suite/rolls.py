@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import lru_cache
 from itertools import count, pairwise
 from math import ceil
+from typing import Any
 
 import numpy as np
 
@@ -101,8 +102,8 @@ class Rolls:
 
     def _request(self, die: str, settings: Settings, steps: int) -> Request:
         seed = None if self._seeds is None else next(self._seeds)
-        chosen = {name: int(value) if name == "top_k" else value for name, value in settings.items()}
-        return Request((self._dice.start(die),), max_new_tokens=steps, seed=seed, **chosen)  # type: ignore[arg-type]
+        chosen: dict[str, Any] = {name: int(value) if name == "top_k" else value for name, value in settings.items()}
+        return Request((self._dice.start(die),), max_new_tokens=steps, seed=seed, **chosen)
 
     def _get_ready(self) -> None:
         """Before the first draw: are the scores right, and do draws vary without a seed?"""

@@ -10,6 +10,7 @@ from lmconform.suite.dsl import (
     LOUD_SCOPE,
     RANDOM,
     SCOPE,
+    WINDOWED,
     Array,
     Draw,
     Expect,
@@ -129,13 +130,13 @@ def test_the_last_position_of_a_prompt_sees_itself(model: Subject, expect: Expec
     expect.sees(steps.only(model.scope.columns), itself, "weight of the last position on itself")
 
 
-@decides("CM-3", "6ae79a99", door="score", on=(SCOPE,), every_regime=True, length=lengths(at_least=2))
+@decides("CM-3", "d02a68df", door="score", on=(SCOPE,), every_regime=True, length=lengths(at_least=2))
 def test_each_position_sees_all_before_it(model: Subject, expect: Expect, draw: Draw, length: int) -> None:
     tokens = model.scope.content_at(length, draw.places(length, model.scope.content))
     expect.sees(model.score(tokens, model.scope.columns), earlier, "weight on an earlier position")
 
 
-@decides("CM-3", "6ae79a99", door="generate", on=(SCOPE,), every_regime=True, length=lengths(at_least=2))
+@decides("CM-3", "d02a68df", door="generate", on=(SCOPE,), every_regime=True, length=lengths(at_least=2))
 def test_the_last_position_of_a_prompt_sees_all_before_it(
     model: Subject, expect: Expect, draw: Draw, length: int
 ) -> None:
@@ -151,7 +152,7 @@ def test_each_position_of_a_first_chunk_sees_itself(model: Subject, expect: Expe
     expect.sees(scores, itself, "weight of a position on itself")
 
 
-@decides("CM-3", "6ae79a99", door="session", on=(SCOPE,), every_regime=True, length=lengths(at_least=2))
+@decides("CM-3", "d02a68df", door="session", on=(SCOPE,), every_regime=True, length=lengths(at_least=2))
 def test_each_position_of_a_first_chunk_sees_all_before_it(
     model: Subject, expect: Expect, draw: Draw, length: int
 ) -> None:
@@ -186,7 +187,7 @@ def test_no_head_sees_ahead_in_a_first_chunk(model: Subject, expect: Expect, dra
 # CM-5: a chunk over a cache is aligned at the lower right.
 
 
-@decides("CM-5", "16dae07d", door="session", on=(SCOPE,), every_regime=True, sizes=chunks())
+@decides("CM-5", "1c6644ab", door="session", on=(SCOPE,), every_regime=True, sizes=chunks())
 def test_a_chunk_sees_the_cache_and_itself(model: Subject, expect: Expect, draw: Draw, sizes: tuple[int, ...]) -> None:
     length = sum(sizes)
     tokens = model.scope.content_at(length, draw.places(length, model.scope.content))
@@ -196,7 +197,7 @@ def test_a_chunk_sees_the_cache_and_itself(model: Subject, expect: Expect, draw:
     expect.zero(scores, later, "weight on a later position, in a chunk over a cache")
 
 
-@decides("CM-5", "16dae07d", door="generate", on=(SCOPE,), every_regime=True, length=lengths(at_least=3))
+@decides("CM-5", "1c6644ab", door="generate", on=(SCOPE,), every_regime=True, length=lengths(at_least=3))
 def test_a_decode_step_sees_the_cache_and_itself(model: Subject, expect: Expect, draw: Draw, length: int) -> None:
     """The checkpoint scripts the next content token, so the steps read on."""
     first = model.scope.content - STEPS
@@ -255,7 +256,7 @@ def test_padding_changes_no_continuation(model: Subject, expect: Expect, draw: D
     )
 
 
-@decides("CM-8", "7dd4f9d1", door="score_batch", on=(RANDOM, FAMILIES), every_regime=True, lengths=rows())
+@decides("CM-8", "7dd4f9d1", door="score_batch", on=(RANDOM, FAMILIES, WINDOWED), every_regime=True, lengths=rows())
 def test_each_row_of_a_batch_scores_as_alone(
     model: Subject, expect: Expect, draw: Draw, lengths: tuple[int, ...]
 ) -> None:

@@ -8,6 +8,7 @@ from lmconform.suite.dsl import (
     FAMILIES,
     LADDER,
     RANDOM,
+    WINDOWED,
     Draw,
     Expect,
     Subject,
@@ -53,12 +54,12 @@ def test_the_steps_are_the_rows_of_one_pass(model: Subject, expect: Expect, draw
 # DEC-2: the whole is the standard's.
 
 
-@decides("DEC-2", "29f8e3d7", door="score", on=(RANDOM, FAMILIES), every_regime=True, length=lengths())
+@decides("DEC-2", "29f8e3d7", door="score", on=(RANDOM, FAMILIES, WINDOWED), every_regime=True, length=lengths())
 def test_scores_are_the_standards(model: Subject, expect: Expect, draw: Draw, length: int) -> None:
     expect.agrees(model.score(draw.tokens(length)), "scores")
 
 
-@decides("DEC-2", "29f8e3d7", door="score_batch", on=(RANDOM, FAMILIES), every_regime=True, lengths=rows())
+@decides("DEC-2", "29f8e3d7", door="score_batch", on=(RANDOM, FAMILIES, WINDOWED), every_regime=True, lengths=rows())
 def test_scores_of_a_batch_are_the_standards(
     model: Subject, expect: Expect, draw: Draw, lengths: tuple[int, ...]
 ) -> None:
@@ -67,12 +68,14 @@ def test_scores_of_a_batch_are_the_standards(
         expect.agrees(scores, "scores of a row of a ragged batch")
 
 
-@decides("DEC-2", "29f8e3d7", door="session", on=(RANDOM, FAMILIES), every_regime=True, sizes=chunks())
+@decides("DEC-2", "29f8e3d7", door="session", on=(RANDOM, FAMILIES, WINDOWED), every_regime=True, sizes=chunks())
 def test_scores_of_chunks_are_the_standards(model: Subject, expect: Expect, draw: Draw, sizes: tuple[int, ...]) -> None:
     expect.agrees(model.prefill_in_chunks(draw.tokens(sum(sizes)), sizes), "scores of chunks over a cache")
 
 
-@decides("DEC-2", "29f8e3d7", door="generate", on=(RANDOM, FAMILIES), every_regime=True, lengths=rows(at_most=2))
+@decides(
+    "DEC-2", "29f8e3d7", door="generate", on=(RANDOM, FAMILIES, WINDOWED), every_regime=True, lengths=rows(at_most=2)
+)
 def test_scores_of_new_tokens_are_the_standards(
     model: Subject, expect: Expect, draw: Draw, lengths: tuple[int, ...]
 ) -> None:

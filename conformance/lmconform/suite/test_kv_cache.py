@@ -9,7 +9,7 @@ from lmconform.suite.dsl import (
     FAMILIES,
     RANDOM,
     SCOPE,
-    TURNING_SCOPE,
+    TURN_SCOPE,
     Draw,
     Expect,
     Scores,
@@ -113,13 +113,13 @@ def over_a_cache(model: Subject, draw: Draw, sizes: tuple[int, ...]) -> Scores:
     return model.prefill_in_chunks(tokens, sizes, model.scope.columns)[sizes[0] :]
 
 
-@decides("KV-2", "5fabbf62", door="session", on=(TURNING_SCOPE,), every_regime=True, sizes=chunks())
+@decides("KV-2", "5fabbf62", door="session", on=(TURN_SCOPE,), every_regime=True, sizes=chunks())
 def test_positions_of_a_chunk_continue(model: Subject, expect: Expect, draw: Draw, sizes: tuple[int, ...]) -> None:
     scores = over_a_cache(model, draw, sizes)
     expect.reads(scores, earlier, "weight that depends on the distance to an earlier position")
 
 
-@decides("KV-2", "5fabbf62", door="generate", on=(TURNING_SCOPE,), every_regime=True, length=lengths())
+@decides("KV-2", "5fabbf62", door="generate", on=(TURN_SCOPE,), every_regime=True, length=lengths())
 def test_positions_of_decode_steps_continue(model: Subject, expect: Expect, draw: Draw, length: int) -> None:
     expect.reads(decoded(model, length), earlier, "weight that depends on the distance to an earlier position")
 

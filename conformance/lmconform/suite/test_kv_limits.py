@@ -10,15 +10,13 @@ from hypothesis import strategies as st
 from lmconform.adapter import NotOffered, Refused
 from lmconform.checkpoints.edits import SMALL_CONTEXT
 from lmconform.judging.memory import bytes_a_token
-from lmconform.suite.dsl import FIRST_RANDOM, Draw, Expect, Structure, Subject, decides
+from lmconform.suite.dsl import FEW_RANDOM, FIRST_RANDOM, Draw, Expect, Structure, Subject, decides
 from lmconform.suite.subject import read_steps
 
 Answer = TypeVar("Answer")
 
-
-def rooms() -> Structure:
-    """Numbers of tokens that two sessions are filled with; multiples of usual block sizes."""
-    return lambda model: st.sampled_from([(32, 64), (64, 128)])
+ROOMS = (64, 128)
+"""Numbers of tokens that two sessions are filled with; multiples of usual block sizes."""
 
 
 def beyond() -> Structure:
@@ -50,7 +48,7 @@ def may_refuse(expect: Expect, small: Subject, length: int, choice: str) -> None
 # KV-12: sequences that do not fit.
 
 
-@decides("KV-12", "fd8b6c74", door="score", over=beyond())
+@decides("KV-12", "fd8b6c74", door="score", on=(FEW_RANDOM,), over=beyond())
 def test_a_long_sequence_is_scored_whole_or_refused(model: Subject, expect: Expect, draw: Draw, over: int) -> None:
     small, tokens = model.edited("small-context"), draw.tokens(SMALL_CONTEXT + over)
     scores = answer(lambda: small.score(tokens))
@@ -60,7 +58,7 @@ def test_a_long_sequence_is_scored_whole_or_refused(model: Subject, expect: Expe
         expect.agrees(scores, "scores of a sequence past the context limit")
 
 
-@decides("KV-12", "fd8b6c74", door="session", over=beyond())
+@decides("KV-12", "fd8b6c74", door="session", on=(FEW_RANDOM,), over=beyond())
 def test_a_long_chunk_is_scored_whole_or_refused(model: Subject, expect: Expect, draw: Draw, over: int) -> None:
     small, tokens = model.edited("small-context"), draw.tokens(SMALL_CONTEXT + over)
     with small.open() as session:
@@ -71,7 +69,7 @@ def test_a_long_chunk_is_scored_whole_or_refused(model: Subject, expect: Expect,
     expect.agrees(scores, "scores of a chunk, after one past the context limit was asked for")
 
 
-@decides("KV-12", "fd8b6c74", door="generate", over=beyond())
+@decides("KV-12", "fd8b6c74", door="generate", on=(FEW_RANDOM,), over=beyond())
 def test_a_long_prompt_is_read_whole_or_not_at_all(model: Subject, expect: Expect, draw: Draw, over: int) -> None:
     small, prompt = model.edited("small-context"), draw.tokens(SMALL_CONTEXT + over)
     choice = model.choices.long_prompt
@@ -96,7 +94,7 @@ def test_a_long_prompt_is_read_whole_or_not_at_all(model: Subject, expect: Expec
 # KV-13: sequences that grow until they do not fit.
 
 
-@decides("KV-13", "db3439b4", door="session", over=beyond())
+@decides("KV-13", "db3439b4", door="session", on=(FEW_RANDOM,), over=beyond())
 def test_a_session_grows_to_its_limit(model: Subject, expect: Expect, draw: Draw, over: int) -> None:
     small, tokens = model.edited("small-context"), draw.tokens(SMALL_CONTEXT + over)
     held = SMALL_CONTEXT - 2
@@ -109,7 +107,7 @@ def test_a_session_grows_to_its_limit(model: Subject, expect: Expect, draw: Draw
     expect.agrees(scores, "scores of a chunk at the context limit")
 
 
-@decides("KV-13", "db3439b4", door="generate", over=beyond())
+@decides("KV-13", "db3439b4", door="generate", on=(FEW_RANDOM,), over=beyond())
 def test_a_continuation_ends_at_the_limit_or_goes_on_rightly(
     model: Subject, expect: Expect, draw: Draw, over: int
 ) -> None:
@@ -133,14 +131,14 @@ def test_a_continuation_ends_at_the_limit_or_goes_on_rightly(
 # KV-14: what a token costs.
 
 
-@decides("KV-14", "6d3dd08f", door="session", on=(FIRST_RANDOM,), tries=6, rooms=rooms())
-def test_a_token_takes_its_keys_and_values(model: Subject, expect: Expect, draw: Draw, rooms: tuple[int, int]) -> None:
+@decides("KV-14", "6d3dd08f", door="session", on=(FIRST_RANDOM,), tries=6)
+def test_a_token_takes_its_keys_and_values(model: Subject, expect: Expect, draw: Draw) -> None:
     allocated = []
-    for tokens in rooms:
+    for tokens in ROOMS:
         with model.with_room(tokens).open() as session:
             session.extend(draw.tokens(tokens))
             allocated.append(session.cache_bytes())
-    growth = (allocated[1] - allocated[0]) / (rooms[1] - rooms[0])
+    growth = (allocated[1] - allocated[0]) / (ROOMS[1] - ROOMS[0])
     if not growth:
         raise NotOffered("a session whose cache_bytes follow the room that it was given")
     expect.bites(True)

@@ -48,7 +48,7 @@ def test_a_causal_kernel_sees_the_own_position(
     expect.sees(weights(kernel, call, keys), own, "weight of a position on itself")
 
 
-@decides("CM-3", "6ae79a99", door="operators", on=(ATTENTION,), shape=sizes(keys=KEYS[1:], mask="causal"))
+@decides("CM-3", "d02a68df", door="operators", on=(ATTENTION,), shape=sizes(keys=KEYS[1:], mask="causal"))
 def test_a_causal_kernel_sees_all_before(kernel: Kernel, expect: KernelExpect, draw: KernelDraw, shape: Sizes) -> None:
     call, keys = equal_scores(draw, shape)
     before = np.arange(shape.m - shape.n, shape.m)[:, None] > keys
@@ -64,7 +64,7 @@ def test_a_causal_kernel_sees_nothing_ahead(
     expect.zero(ahead, "weight on a later position")
 
 
-@decides("CM-5", "16dae07d", door="operators", on=(ATTENTION,), shape=sizes(mask="causal", chunk=True))
+@decides("CM-5", "1c6644ab", door="operators", on=(ATTENTION,), shape=sizes(mask="causal", chunk=True))
 def test_a_chunk_is_aligned_at_the_lower_right(
     kernel: Kernel, expect: KernelExpect, draw: KernelDraw, shape: Sizes
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from lmconform.checkpoints import rope_edits
 from lmconform.suite.dsl import (
+    FEW_RANDOM,
     STRETCHED_TURN_SCOPE,
     TURN_SCOPE,
     Draw,
@@ -98,7 +99,7 @@ def test_each_pair_turns_by_its_frequency_in_a_prompt(model: Subject, expect: Ex
 # ROPE-3: pairs are (i, i + D/2).
 
 
-@decides("ROPE-3", "0188ae92", door="score", length=lengths(at_least=2))
+@decides("ROPE-3", "0188ae92", door="score", on=(FEW_RANDOM,), length=lengths(at_least=2))
 def test_a_quarter_turn_of_pairs_changes_no_score(model: Subject, expect: Expect, draw: Draw, length: int) -> None:
     tokens = draw.tokens(length)
     expect.close(
@@ -109,7 +110,7 @@ def test_a_quarter_turn_of_pairs_changes_no_score(model: Subject, expect: Expect
     )
 
 
-@decides("ROPE-3", "0188ae92", door="session", length=lengths(at_least=2))
+@decides("ROPE-3", "0188ae92", door="session", on=(FEW_RANDOM,), length=lengths(at_least=2))
 def test_a_quarter_turn_of_pairs_changes_no_score_of_a_chunk(
     model: Subject, expect: Expect, draw: Draw, length: int
 ) -> None:
@@ -122,7 +123,7 @@ def test_a_quarter_turn_of_pairs_changes_no_score_of_a_chunk(
     )
 
 
-@decides("ROPE-3", "0188ae92", door="generate", length=lengths(at_least=2))
+@decides("ROPE-3", "0188ae92", door="generate", on=(FEW_RANDOM,), length=lengths(at_least=2))
 def test_a_quarter_turn_of_pairs_changes_no_step(model: Subject, expect: Expect, draw: Draw, length: int) -> None:
     prompt = draw.tokens(length)
     (turned,) = model.edited("quarter-turned").continue_greedily([prompt], 1)

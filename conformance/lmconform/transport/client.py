@@ -69,6 +69,8 @@ class Counts:
     calls: collections.Counter[str] = field(default_factory=collections.Counter)
     seconds: collections.defaultdict[str, float] = field(default_factory=lambda: collections.defaultdict(float))
     """Wall-clock seconds in the calls of a kind."""
+    loads_of: collections.Counter[str] = field(default_factory=collections.Counter)
+    """How often each checkpoint was loaded, by the name of its directory."""
     restarts: int = 0
     bytes_sent: int = 0
     bytes_received: int = 0
@@ -208,6 +210,8 @@ class Connection:
             raise
         finally:
             self.counts.calls[name] += 1
+            if name == "load":
+                self.counts.loads_of[Path(arguments["checkpoint"]).name] += 1
             self.counts.seconds[name] += time.monotonic() - started
             self.counts.bytes_sent += link.bytes_sent - sent
             self.counts.bytes_received += link.bytes_received - received

@@ -90,6 +90,17 @@ class EngineSpec:
         return _start([python, "-c", BOOTSTRAP, str(PACKAGE), target, *options], environment, folder, "The interpreter")
 
 
+def options_of(pairs: Sequence[str]) -> dict[str, str]:
+    """Options from ``KEY=VALUE`` each. Raises ValueError for another form."""
+    found = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise ValueError(f"--option takes KEY=VALUE; got {pair!r}.")
+        found[key] = value
+    return found
+
+
 def _start(command: Sequence[str], environment: Mapping[str, str], folder: str, role: str) -> Process:
     if shutil.which(command[0]) is None:
         raise StartError(f"{role} {command[0]} does not exist or cannot be run. Give the path of an executable file.")
