@@ -38,6 +38,21 @@ class ProfileName(StrEnum):
     EXHAUSTIVE = "exhaustive"
 
 
+class DTypeName(StrEnum):
+    """Number format of a checkpoint's tensors."""
+
+    FLOAT32 = "float32"
+    FLOAT16 = "float16"
+    BFLOAT16 = "bfloat16"
+
+
+class FormatName(StrEnum):
+    """File format of a checkpoint."""
+
+    HF = "hf"
+    GGUF = "gguf"
+
+
 def main() -> None:
     """Entry point of the ``lmconform`` command."""
     app()
@@ -104,6 +119,36 @@ def replay(
 
 
 @app.command()
+def measure(
+    engine: Annotated[str, typer.Argument(help="A name of `lmconform engines`, module:Class, or file.py:Class.")],
+    through: Annotated[
+        str, typer.Option(help="Only these ways: score, session, logprobs, decode, tokens. The first is printed whole.")
+    ] = "",
+    only: Annotated[
+        str, typer.Option(help="Only these sections, such as attention,rope; a wrong name lists them all.")
+    ] = "",
+    regimes: Annotated[bool, typer.Option(help="Read in every regime that the engine declares.")] = True,
+    whole: Annotated[bool, typer.Option("--whole", help="Print the lines of every way and regime.")] = False,
+    json: Annotated[Path | None, typer.Option(help="A file to write all lines to.")] = None,
+    option: Annotated[list[str] | None, typer.Option(help="KEY=VALUE for the adapter's constructor.")] = None,
+    python: Annotated[Path | None, typer.Option(help="Interpreter of the engine's own environment.")] = None,
+    in_process: Annotated[bool, typer.Option("--in-process", help="No process of its own, for a debugger.")] = False,
+    time_limit: Annotated[float, typer.Option(help="Seconds for one call of the engine.")] = 60.0,
+) -> None:
+    """Print an engine's data sheet: what its mechanisms are, as numbers read from outside.
+
+    Exit code 0: nothing differs from the standard; 1: something does; 2: nothing could be measured.
+    """
+    from lmconform.measure.command import CannotMeasure, Wish, run
+
+    wish = Wish(engine, through, only, regimes, whole, json, option or [], python, in_process, time_limit)
+    try:
+        raise typer.Exit(run(wish))
+    except CannotMeasure as error:
+        _stop(str(error))
+
+
+@app.command()
 def explain(
     identifier: Annotated[str, typer.Argument(help="A requirement such as CM-4, or a page such as CM.")],
 ) -> None:
@@ -139,7 +184,7 @@ def new_adapter(path: Annotated[Path, typer.Argument(help="The file to write, su
     print(f"Wrote {path}. Fill it in, then run: lmconform check {path}:MyEngine")
 
 
-model = typer.Typer(help="Make checkpoints of trained models.", no_args_is_help=True)
+model = typer.Typer(help="Make checkpoints: of a trained model, or those of the suite.", no_args_is_help=True)
 app.add_typer(model, name="model")
 
 
@@ -150,6 +195,26 @@ def smollm2(directory: Annotated[Path, typer.Argument(help="A new or empty direc
 
     try:
         make(directory)
+    except CannotMake as error:
+        _stop(str(error))
+
+
+@model.command("instrument")
+def instrument(
+    name: Annotated[str, typer.Argument(help="An instrument such as scope, or a random checkpoint such as loud-0.")],
+    directory: Annotated[Path, typer.Argument(help="A new or empty directory.")],
+    dtype: Annotated[DTypeName, typer.Option(help="Number format of the tensors.")] = DTypeName.FLOAT32,
+    file_format: Annotated[
+        FormatName, typer.Option("--format", help="A Hugging Face directory, or one GGUF file in it.")
+    ] = FormatName.HF,
+    seed: Annotated[int, typer.Option(help="Seed of a random checkpoint's weights.", min=0)] = 0,
+) -> None:
+    """Write a checkpoint that the suite judges engines with. A wrong name lists all names."""
+    from lmconform.checkpoints.place import CannotMake
+    from lmconform.suite.export import export
+
+    try:
+        print(export(name, directory, dtype.value, file_format.value, seed))
     except CannotMake as error:
         _stop(str(error))
 

@@ -112,7 +112,7 @@ def test_explain():
     page = run("explain", "CM")
     assert page.code == 0
     assert [line.strip() for line in page.out.splitlines() if line.strip().startswith("CM-")] == [
-        f"CM-{number}" for number in range(1, 10)
+        f"CM-{number}" for number in range(1, 14)
     ]
     unknown = run("explain", "CM-44")
     assert (unknown.code, unknown.out) == (2, "")

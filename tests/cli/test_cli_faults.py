@@ -7,7 +7,7 @@ import pytest
 from cli_common import ENGINES
 
 from lmconform.adapter import Needs, Refused
-from lmconform.checkpoints.tape import tape
+from lmconform.checkpoints.tape import stop_tape
 from lmconform.transport.client import Connection, EngineSpec
 
 ALONE, FIRST = "test_one_token_sees_itself", "test_each_position_sees_itself"
@@ -85,7 +85,7 @@ def test_an_adapter_that_is_off_is_told_once(check):
     assert done.code == 1
     assert set(done.verdicts.values()) == {"error"}
     assert done.out.count("one row late") == 1
-    assert "CM-1 to CM-9, DEC-1 to DEC-5, " in done.out
+    assert "CM-1 to CM-13, DEC-1 to DEC-5, " in done.out
     assert " error: adapter: score is one row late" in done.out.replace("\n", " ")
     assert "does not conform (" in done.out
 
@@ -157,6 +157,8 @@ def test_an_engine_that_breaks_down_in_the_preflight_is_not_started_for_every_te
     done = check("--only", "CM-1,CM-9", fault="load-dies")
     assert (done.code, done.verdicts) == (1, {"CM-1": "error", "CM-9": "error"})
     assert done.content["run"]["costs"]["loads"] == 2
+    assert done.content["run"]["costs"]["loads_of"] == {"stop-tape": 2}
+    assert "1 checkpoints, 2 loads (2.0 each)" in done.out
     assert "CM-1, CM-9 error: oracle 1 died during load: exit code 7." in done.out
 
 
@@ -174,7 +176,7 @@ def test_a_refusal_in_the_middle_is_no_error(check):
 
 @pytest.mark.parametrize("fault", ["none", "empty"])
 def test_an_empty_prompt_is_refused_or_gives_no_rows(tmp_path, fault):
-    directory = tape().write(tmp_path / "tape")
+    directory = stop_tape().checkpoint.write(tmp_path / "tape")
     with Connection.start(EngineSpec(f"{ENGINES}:Faulty", options={"fault": fault})) as engine:
         model = engine.load(directory, Needs())
         if fault == "empty":

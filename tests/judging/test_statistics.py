@@ -14,6 +14,7 @@ from lmconform.judging.statistics import (
     Question,
     ask,
     binomial,
+    interval,
     power,
 )
 from lmconform.spec.numerics import two_sided
@@ -154,3 +155,11 @@ def test_rounding_is_allowed_for() -> None:
     outcomes = np.repeat([0, 1], (shifted * 100_000).astype(int))
     assert sure.evidence(outcomes).p_value < CERTAIN
     assert lenient.evidence(outcomes).p_value > 0.1
+
+
+def test_an_interval_misses_the_truth_as_rarely_as_it_says() -> None:
+    for draws, truth, level in ((40, 0.1, 1e-2), (300, 0.5, 1e-4), (25, 0.98, 1e-3)):
+        counts = range(draws + 1)
+        missed = [not low <= truth <= high for low, high in (interval(count, draws, level) for count in counts)]
+        assert sum(binom.pmf(count, draws, truth) for count in counts if missed[count]) <= level
+    assert (interval(0, 10, 0.1)[0], interval(10, 10, 0.1)[1]) == (0, 1)

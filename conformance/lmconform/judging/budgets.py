@@ -46,7 +46,7 @@ UNFIT = 0.05
 LARGE = 10_000_000
 """Weights beyond which a quarter of the variants and noise runs must do, since each takes seconds."""
 
-KEPT_BYTES = 64_000_000
+KEPT_BYTES = 96_000_000
 """Of tables that a yardstick keeps."""
 FEWEST_KEPT = 6
 """Tables kept however large they are: as many as tests share sequences."""
@@ -146,13 +146,21 @@ class Yardstick:
         ``reading`` turns rows of scores into rows of what is compared; without it rows are centred, since scores are
         defined up to a constant. ``sides`` is 2 for the difference of two results of the engine.
         """
+        return judge(self.ways(places, columns, logprobs=logprobs), self.precision, reading=reading, sides=sides)
+
+    def ways(
+        self,
+        places: Sequence[tuple[tuple[int, ...], int]],
+        columns: Sequence[int] | None = None,
+        *,
+        logprobs: Rounded = None,
+    ) -> Array:
+        """Rows at ``places`` of the oracle, and then of every legal way, [1 + ways, n, K]."""
         rows = self._tables.rows([*places])  # [1 + ways, n, V]
         if logprobs:
             rows = log_softmax(rows)
             rows[1:] = [getattr(how, logprobs)(row) for how, row in zip(self._ways, rows[1:], strict=True)]
-        rows = rows if columns is None else rows[:, :, list(columns)]
-        values = np.array([_flat((reading or centred)(row)) for row in rows])
-        return values[0], bounds(values[1:] - values[0], values[0], self.precision, sides)
+        return rows if columns is None else rows[:, :, list(columns)]
 
 
 class Edited:
@@ -192,6 +200,12 @@ class Tables:
         asked = sorted({tokens for tokens, _ in places}, key=len, reverse=True)  # so that prefixes cost nothing
         tables = {tokens: self[tokens] for tokens in asked}
         return np.stack([tables[tokens][:, position] for tokens, position in places], axis=1)
+
+
+def judge(rows: Array, precision: Precision, *, reading: Reading | None = None, sides: int = 1) -> tuple[Array, Budget]:
+    """From rows [1 + ways, n, K] of oracle and legal ways: what is compared, of the oracle, and its budget."""
+    values = np.array([_flat((reading or centred)(row)) for row in rows])
+    return values[0], bounds(values[1:] - values[0], values[0], precision, sides)
 
 
 def _flat(values: Array) -> Array:

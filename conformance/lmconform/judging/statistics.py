@@ -13,7 +13,7 @@ from functools import cached_property, lru_cache
 from math import exp, sqrt
 
 import numpy as np
-from scipy.special import bdtr, bdtrc, chdtrc
+from scipy.special import bdtr, bdtrc, betaincinv, chdtrc
 
 from lmconform.adapter import Array
 
@@ -43,6 +43,16 @@ def binomial(count: Array, draws: Array, low: Array, high: Array) -> Array:
     below = np.where(count >= draws, 1.0, bdtr(np.minimum(count, draws), draws, low))
     above = np.where(count <= 0, 1.0, bdtrc(np.maximum(count - 1, 0), draws, high))
     return np.minimum(1.0, 2 * np.minimum(below, above))
+
+
+def interval(count: int, draws: int, level: float) -> tuple[float, float]:
+    """All probabilities that ``binomial`` does not reject at ``level`` (Clopper and Pearson).
+
+    The true one lies outside with probability of at most ``level``.
+    """
+    low = float(betaincinv(count, draws - count + 1, level / 2)) if count else 0.0
+    high = 1 - float(betaincinv(draws - count, count + 1, level / 2)) if count < draws else 1.0
+    return low, high
 
 
 def power(draws: int, level: float, null: tuple[float, float], fault: float) -> float:
