@@ -23,7 +23,6 @@ from lmconform.suite.instruments import (
     SCOPE,
     STRETCHED_TURN_SCOPE,
     TURN_SCOPE,
-    TURNING_SCOPE,
 )
 from lmconform.suite.meters import measured
 from lmconform.suite.subject import Scores, Subject, Tokens, joined
@@ -73,9 +72,6 @@ def _gate(switch: int) -> Probe:
 PROBES = (
     Probe(SCOPE, "weights", lambda scope: scope.content_at(LENGTH, PLACES), lambda scope: scope.read, exact=True),
     Probe(LOUD_SCOPE, "sum of weights", lambda scope: scope.loud_after(LENGTH, 17), _first_layer_sum, exact=True),
-    Probe(
-        TURNING_SCOPE, "weights", lambda scope: scope.content_at(LENGTH, PLACES), lambda scope: scope.read, exact=True
-    ),
     Probe(DIAL, "shares", lambda dial: (*_steps(LENGTH - 2), *SCRIPTED), lambda dial: dial.shares),
     Probe(DIAL, "sums", lambda dial: (*_steps(LENGTH - 2), *SCRIPTED), lambda dial: dial.sums),
     Probe(DIAL, "shares, offset", lambda dial: (*_steps(LENGTH - 2), STEPS[2], OFFSET), lambda dial: dial.shares, LAST),
