@@ -32,10 +32,14 @@ def read(way: Way, dtype: str, engines: Sequence[str] = ENGINES) -> Column:
 
 def cell(entries: Sequence[Entry]) -> str:
     """What a line says of its accuracy: the uncertainty, and the largest part of its bound that a right engine used."""
+    if not entries:
+        return "–"
     outcomes = {entry.outcome for entry in entries}
     if Outcome.DIFFERS in outcomes:
         return "**differs**"
-    if Outcome.NOT_RESOLVABLE in outcomes or not entries:
+    if outcomes == {Outcome.NOT_OFFERED}:
+        return "not offered"
+    if Outcome.NOT_RESOLVABLE in outcomes:
         sizes = [float(entry.uncertainty) for entry in entries if entry.uncertainty]
         return f"no: ± {max(sizes):.0e}" if sizes and max(sizes) < 1e9 else "no"
     numbers = [entry for entry in entries if entry.error is not None and entry.bound]

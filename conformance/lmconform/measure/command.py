@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from lmconform.adapter import NotOffered, Refused
 from lmconform.measure import text
 from lmconform.measure.data_sheet import SECTIONS, Part, Way, parts
 from lmconform.measure.desk import Desk
+from lmconform.report.results import json_text
 from lmconform.suite.preflight import AdapterOff
 from lmconform.transport.client import Connection, EngineFault, EngineSpec, StartError
 from lmconform.transport.spec import options_of
@@ -57,7 +57,7 @@ def run(wish: Wish) -> int:
     if not found:
         raise CannotMeasure("The engine offers none of the ways and sections that were asked for.")
     if wish.json is not None:
-        wish.json.write_text(json.dumps(_plain(desk, found), indent=1) + "\n", encoding="utf-8")
+        wish.json.write_text(json_text(_content(desk, found)), encoding="utf-8")
     text.ending(console, found)
     return int(any(part.unsound for part in found))
 
@@ -118,12 +118,12 @@ def _names(asked: str, known: Sequence[str], option: str) -> list[str]:
 def _check_writable(path: Path | None) -> None:
     try:
         if path is not None:
-            path.write_text("", encoding="utf-8")
+            path.open("a", encoding="utf-8").close()  # what an earlier run wrote stays until there is something new
     except OSError as error:
         raise CannotMeasure(f"{path} cannot be written: {error.strerror}. Give another file to --json.") from None
 
 
-def _plain(desk: Desk, found: Sequence[Part]) -> dict[str, Any]:
+def _content(desk: Desk, found: Sequence[Part]) -> dict[str, Any]:
     engine = desk.connection.description
     return {
         "engine": {"name": engine.name, "version": engine.version, "precision": asdict(engine.precision)},

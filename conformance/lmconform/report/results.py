@@ -131,7 +131,7 @@ def append(directory: Path, record: dict[str, Any]) -> None:
         folder.mkdir(exist_ok=True)
         name = f"{record['requirement']}-{record['test']}-{record['case']}.json"
         path = folder / name.replace("/", "_").replace(" ", "_")  # the engine names its regimes and operators
-        path.write_text(_dump(record["counterexample"]))
+        path.write_text(json_text(record["counterexample"]))
         record["counterexample_path"] = str(path)
     with (directory / RECORDS).open("a") as lines:
         lines.write(json.dumps(_legal(record), allow_nan=False) + "\n")
@@ -139,7 +139,7 @@ def append(directory: Path, record: dict[str, Any]) -> None:
 
 def write(directory: Path, results: Results) -> None:
     """Write report.json."""
-    (directory / REPORT).write_text(_dump(results.as_json()))
+    (directory / REPORT).write_text(json_text(results.as_json()))
 
 
 def plain(value: Any) -> Any:
@@ -147,7 +147,8 @@ def plain(value: Any) -> Any:
     return json.loads(json.dumps(value, default=str))
 
 
-def _dump(content: Any) -> str:
+def json_text(content: Any) -> str:
+    """The text of a file."""
     return json.dumps(_legal(content), indent=1, ensure_ascii=False, allow_nan=False, default=str) + "\n"
 
 
