@@ -12,13 +12,16 @@ import numpy as np
 from lmconform.adapter import Array
 from lmconform.checkpoints.probe import CONTENTS, FILLER, LEAK, NULL, OWN, RELAY, SCORE, STEPS, Ask, Cell, Probe
 from lmconform.measure.experiment import Experiment, chosen, worst
-from lmconform.measure.observation import Observation
+from lmconform.measure.observation import Observation, Value
 from lmconform.measure.rope import candidates, turns
 from lmconform.measure.sheet import Entry, Outcome
 
 SECTION = "attention"
 SHORT, LONG = 9, 129
 """Lengths at which visible positions are counted: both sides of what small windows and tiles hold."""
+
+CURVED = 1e-3
+"""How far other faults may bend the line of large scores."""
 
 
 def experiments(probe: Probe) -> list[Experiment]:
@@ -74,20 +77,20 @@ def _scale(probe: Probe, seen: Observation) -> list[Entry]:
 def _soft_cap(probe: Probe, seen: Observation) -> list[Entry]:
     """Larger scores beside the smallest: a cap c makes c tanh(s/c) of s."""
 
-    def ratios(rows: Array, asks: Sequence[Ask]) -> Array:
+    def ratio(step: int, rows: Array, asks: Sequence[Ask]) -> Array:
         scores = probe.scored(rows, asks)  # [steps, L, H_q, ENTRIES]
-        each = np.array([scores[k, :, :, k].reshape(-1) / STEPS[k] for k in range(len(STEPS))])  # [steps, L · H_q]
         with np.errstate(all="ignore"):
-            found: Array = (each[1:] / each[0]).reshape(-1)
+            found: Array = (scores[step, :, :, step] / STEPS[step] / (scores[0, :, :, 0] / STEPS[0])).reshape(-1)
         return found
 
-    value = seen.value(ratios)
+    each = [seen.value(partial(ratio, step)) for step in range(1, len(STEPS))]
+    value = Value(*(np.concatenate([getattr(one, name) for one in each]) for name in ("got", "wanted", "bound")))
     names = [f"a score of {step:g}, layer {layer}, head {h}" for step in STEPS[1:] for layer, h in probe.groups]
-    line = worst(value, SECTION, "large scores beside small ones", names, telling=0.1, slack=1e-3)
+    line = worst(value, SECTION, "large scores beside small ones", names, telling=0.1, slack=CURVED)
     if line.outcome is not Outcome.EQUAL:
         return [line]
     sizes = np.repeat(STEPS[1:], len(probe.groups))
-    reach = np.nanmax(sizes / np.sqrt(3 * value.bound))  # tanh x = x (1 - x^2 / 3)
+    reach = np.nanmax(sizes / np.sqrt(3 * np.maximum(value.bound, CURVED)))  # tanh x = x (1 - x^2 / 3)
     return [Entry(SECTION, "soft cap", "none", "none", Outcome.EQUAL, note=f"one above {reach:.2g} cannot be seen")]
 
 
