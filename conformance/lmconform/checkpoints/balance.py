@@ -20,7 +20,7 @@ norm, (a / s[UNIT])^2 = ms / scale^2 + eps / (scale c)^2, where scale is that of
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -244,7 +244,7 @@ def balance(light: tuple[float, ...] = QUIET, heavy: tuple[float, ...] = HEAVY) 
     """The balance, with these loads for its light and its heavy tokens."""
     loads = (*light, *heavy)
     circuit = Circuit("balance", SHAPE, {"kind": "balance", "light": light, "heavy": heavy})
-    rows = [_row(*read_out) for read_out in read_outs()]
+    rows = [row(*read_out) for read_out in read_outs()]
     ballast = [f"ballast {number}" for number in range(LOADED - 2)]
     spare = [f"spare {number}" for number in range(SHAPE.hidden_size - FIRST - len(rows) - len(ballast))]
     for channel in (*PLAIN_ROWS, *rows, *spare, *ballast):
@@ -254,13 +254,13 @@ def balance(light: tuple[float, ...] = QUIET, heavy: tuple[float, ...] = HEAVY) 
         circuit.token(f"load {number}", dict.fromkeys(loaded, load))
     circuit.rest = dict.fromkeys(loaded, loads[-1])
     circuit.token("zero")
-    for row in (*PLAIN_ROWS, *rows):
-        circuit.token(row, reads={row: READ if row in rows else 1})
+    for name in (*PLAIN_ROWS, *rows):
+        circuit.token(name, reads={name: READ if name in rows else 1})
     for norm, skew in zip(NORMS, SKEWS, strict=True):
         circuit.norms[norm] = {"skew": skew, **dict.fromkeys(ballast, BALLAST)}
     for number, layer in enumerate(circuit.layers):
-        _copy(layer, number)
-        _neurons(layer, number)
+        copy(layer, number)
+        add_neurons(layer, number)
     return Balance(as_llama(circuit), light, heavy)
 
 
@@ -279,33 +279,33 @@ def _names_of(sublayer: int) -> Iterator[str]:
             yield "MLP before"
 
 
-def _row(sublayer: int, name: str) -> str:
+def row(sublayer: int, name: str) -> str:
     """Name of a read-out: of its channel and of its id."""
     return f"read {sublayer} {name}"
 
 
-def _copy(layer: Layer, number: int) -> None:
-    """Every KV head copies channels, and the first query head writes them."""
+def copy(layer: Layer, number: int, sign: Callable[[int, str], float] = lambda *_: 1.0) -> None:
+    """Every KV head copies channels, and the first query head writes them, with the sign of each read-out."""
     own = 2 * number
     sources = {"unit": ("unit", 1.0), "empty": ("empty", 1.0), "skew": ("skew", 1.0)}
-    sources["own MLP"] = (_row(own + 1, "unit"), LOUDER)
+    sources["own MLP"] = (row(own + 1, "unit"), LOUDER)
     if number:
-        sources["MLP before"] = (_row(own - 1, "unit"), LOUDER)
+        sources["MLP before"] = (row(own - 1, "unit"), LOUDER)
     for entry, (name, (channel, gain)) in enumerate(sources.items()):
         layer.value(entry, {channel: gain})
-        layer.write(entry, {_row(own, name): WRITE}, head=0)
+        layer.write(entry, {row(own, name): sign(own, name) * WRITE}, head=0)
 
 
-def _neurons(layer: Layer, number: int) -> None:
+def add_neurons(layer: Layer, number: int, sign: Callable[[int, str], float] = lambda *_: 1.0) -> None:
     """One neuron a read-out, whose gate reads UNIT: (gate, up and what it reads, down)."""
     own = 2 * number + 1
     neurons = {
         "unit": (GATE, GATE, "unit", DOWN),
         "empty": (GATE, GATE, "empty", DOWN),
         "skew": (GATE, GATE, "skew", DOWN),
-        "own attention": (GATE, GATE, _row(own - 1, "unit"), LOUDER * DOWN),
+        "own attention": (GATE, GATE, row(own - 1, "unit"), LOUDER * DOWN),
         "open": (GATE, -GATE, "unit", DOWN),
         "closed": (-GATE, GATE, "unit", DOWN),
     } | {f"at {point}": (point, GATE, "unit", LOUDER * DOWN) for point in POINTS}
     for name, (gate, up, read, down) in neurons.items():
-        layer.neurons.append(Neuron({"unit": gate}, {read: up}, {_row(own, name): down}))
+        layer.neurons.append(Neuron({"unit": gate}, {read: up}, {row(own, name): sign(own, name) * down}))

@@ -24,24 +24,22 @@ import numpy as np
 from lmconform.adapter import Array
 from lmconform.checkpoints.balance import (
     BALLAST,
-    DOWN,
-    GATE,
     HEAVY,
     HUGE,
-    LOUDER,
     NORMS,
     PLAIN,
-    POINTS,
     QUIET,
     READ,
     SHAPE,
     SKEWS,
     SUBLAYERS,
-    WRITE,
     Weighing,
+    add_neurons,
+    copy,
     read_outs,
+    row,
 )
-from lmconform.checkpoints.circuit import Circuit, Neuron, as_llama
+from lmconform.checkpoints.circuit import Circuit, as_llama
 from lmconform.checkpoints.layout import Checkpoint, on_grid
 from lmconform.checkpoints.probe import Ask, Cell, Group, Tokens, beside
 
@@ -95,7 +93,7 @@ class Scales:
     @cached_property
     def columns(self) -> list[int]:
         """Ids of ZERO, UNIT and the read-outs."""
-        return self.circuit.columns(["zero", "unit", *(_row(*one) for one in self.named)])
+        return self.circuit.columns(["zero", "unit", *(row(*one) for one in self.named)])
 
     def shown(self, group: Group) -> list[int]:
         """Places in ``columns`` that a group shows."""
@@ -115,7 +113,7 @@ class Scales:
 
     def answers(self, cell: Cell) -> tuple[int, int]:
         """The ids that say that it is above, and that it is not."""
-        return self.circuit.tokens[_row(*self.named[cell[1]])], self.circuit.tokens["level"]
+        return self.circuit.tokens[row(*self.named[cell[1]])], self.circuit.tokens["level"]
 
     def _ended(self, ask: Ask, length: int, last: str) -> Tokens:
         tokens = self.circuit.tokens
@@ -144,22 +142,13 @@ def scales(levels: int = 0) -> Scales:
     builder = _Builder(Circuit("scales", shape, {"kind": "scales", "levels": levels}))
     thresholds = _thresholds(levels)
     builder.build(thresholds)
-    made = as_llama(builder.circuit)
-    weights = {
-        **made.weights,
-        **{f"model.{norm}.weight": builder.norm(skew) for norm, skew in zip(NORMS, SKEWS, strict=True)},
-    }
-    return Scales(replace(made, weights=weights), builder.circuit, tuple(TOP * level for level in thresholds))
+    return Scales(as_llama(builder.circuit), builder.circuit, tuple(TOP * level for level in thresholds))
 
 
 def _thresholds(levels: int) -> list[float]:
     """Parts of TOP on the grid, [levels], evenly spaced in ratio."""
     found: list[float] = on_grid(np.geomspace(2.0**-OCTAVES, 1 - 2.0**-7, levels)).tolist()
     return found
-
-
-def _row(sublayer: int, name: str) -> str:
-    return f"read {sublayer} {name}"
 
 
 def _open(load: str) -> str:
@@ -179,7 +168,7 @@ def _group(group: Group) -> str:
 
 
 def _levelled(load: str, read: tuple[int, str], level: int) -> str:
-    return f"{load} {_row(*read)} level {level}"
+    return f"{load} {row(*read)} level {level}"
 
 
 def _push(*channels: str, by: float = PUSH) -> dict[str, float]:
@@ -211,16 +200,11 @@ class _Builder:
             self._forms(load)
         for load in WEIGHED:
             self._levels(load, thresholds)
-        for layer in range(self.circuit.shape.num_hidden_layers):
-            self._copies(layer)
-            self._neurons(layer)
-
-    def norm(self, skew: float) -> Array:
-        """Weight of a norm, [channels]."""
-        found = np.ones(self.circuit.shape.hidden_size, np.float32)
-        found[self.circuit.channel("skew")] = skew
-        found[[self.circuit.channel(name) for name in self.ballast]] = BALLAST
-        return found
+        for number, layer in enumerate(self.circuit.layers):
+            copy(layer, number, _sign)
+            add_neurons(layer, number, _sign)
+        for norm, skew in zip(NORMS, SKEWS, strict=True):
+            self.circuit.norms[norm] = {"skew": skew, **dict.fromkeys(self.ballast, BALLAST)}
 
     def _rows(self) -> None:
         """ZERO, UNIT, LEVEL, and a row for each read-out: all of them beside EMPTY, which a mean would move."""
@@ -230,11 +214,11 @@ class _Builder:
         token("level", reads={"level": TOP, "empty": -TOP, **_push("shut")})
         for sublayer, name in self.named:
             others = [_group(group) for group in GROUPS if sublayer not in group]
-            unasked = [f"only {_row(*one)}" for one in self.named if one != (sublayer, name)]
+            unasked = [f"only {row(*one)}" for one in self.named if one != (sublayer, name)]
             reads = {"skew": {"skew": 1.0, "empty": -1.0}, "empty": {"empty": -1.0}, "tied": {}}
-            own = reads[name] if sublayer == LAST else {_row(sublayer, name): READ, "empty": -READ}
-            token(_row(sublayer, name), {"unit": 1} if name == "tied" else None, own)
-            token(_row(sublayer, name), reads=_push(*others, *unasked))
+            own = reads[name] if sublayer == LAST else {row(sublayer, name): READ, "empty": -READ}
+            token(row(sublayer, name), {"unit": 1} if name == "tied" else None, own)
+            token(row(sublayer, name), reads=_push(*others, *unasked))
 
     def _forms(self, load: str) -> None:
         self._token(_open(load), load, {"pad": 1, "more pad": 1, "open": 1})
@@ -247,7 +231,7 @@ class _Builder:
     def _levels(self, load: str, thresholds: Sequence[float]) -> None:
         for read in self.named:
             for number, level in enumerate(thresholds):
-                form = {f"only {_row(*read)}": 1, "levelled": 1, "level": level, **beside(level)}
+                form = {f"only {row(*read)}": 1, "levelled": 1, "level": level, **beside(level)}
                 self._token(_levelled(load, read, number), load, form)
 
     def _token(self, name: str, load: str, form: dict[str, float]) -> None:
@@ -255,28 +239,3 @@ class _Builder:
         channels = {"unit": 1.0, "skew": 1.0, **dict.fromkeys(self.ballast, 1.0), **form}
         writes = {channel: LOADS[load] * value for channel, value in channels.items()}
         self.circuit.token(name, writes, _push("shut", "levelled"))
-
-    def _copies(self, layer: int) -> None:
-        """Every KV head copies channels; the first query head writes them."""
-        own, maps = 2 * layer, self.circuit.layers[layer]
-        sources = {"unit": ("unit", 1.0), "empty": ("empty", 1.0), "skew": ("skew", 1.0)}
-        sources["own MLP"] = (_row(own + 1, "unit"), LOUDER)
-        if layer:
-            sources["MLP before"] = (_row(own - 1, "unit"), LOUDER)
-        for place, (name, (channel, gain)) in enumerate(sources.items()):
-            maps.values[:, place, self.circuit.channel(channel)] = gain
-            maps.writes[0, place, self.circuit.channel(_row(own, name))] = _sign(own, name) * WRITE
-
-    def _neurons(self, layer: int) -> None:
-        own = 2 * layer + 1
-        neurons = {
-            "unit": (GATE, GATE, "unit", DOWN),
-            "empty": (GATE, GATE, "empty", DOWN),
-            "skew": (GATE, GATE, "skew", DOWN),
-            "own attention": (GATE, GATE, _row(own - 1, "unit"), LOUDER * DOWN),
-            "open": (GATE, -GATE, "unit", DOWN),
-            "closed": (-GATE, GATE, "unit", DOWN),
-        } | {f"at {point}": (point, GATE, "unit", LOUDER * DOWN) for point in POINTS}
-        for name, (gate, up, read, down) in neurons.items():
-            writes = {_row(own, name): _sign(own, name) * down}
-            self.circuit.layers[layer].neurons.append(Neuron({"unit": gate}, {read: up}, writes))

@@ -23,8 +23,6 @@ TOP = 20
 class Score:
     """One pass over the prompt."""
 
-    name = "score"
-
     def __init__(self, model: Subject) -> None:
         self._model, self._probe = model, instrument(model)
 
@@ -51,8 +49,6 @@ class Score:
 class Chunks(Score):
     """A session: the prompt in two chunks, then the asker by itself."""
 
-    name = "session"
-
     def _ask(self, tokens: Tokens, length: int) -> Array:
         half = length // 2
         sizes = [size for size in (half, length - 1 - half, 1, len(tokens) - length) if size]
@@ -64,7 +60,6 @@ class TopLogprobs:
     """The top log-probabilities of ``generate``: of the first new token, or of the second, which a cue scripts."""
 
     def __init__(self, model: Subject, decode: bool) -> None:
-        self.name = "log-probabilities of a decode step" if decode else "log-probabilities"
         self._model, self._probe, self._decode = model, instrument(model), decode
 
     def observe(self, asks: Sequence[Ask]) -> Observation:

@@ -18,10 +18,11 @@ from lmconform.measure.tokens_alone import TokensAlone
 class Access(Protocol):
     """A way to read an instrument."""
 
-    name: str
-
     def observe(self, asks: Sequence[Ask]) -> Observation:
-        """What the engine shows of ``asks``. Raises NotOffered where this way cannot show it."""
+        """What the engine shows of ``asks``.
+
+        Raises NotShown where this way cannot show it, NotOffered where the engine lacks what it needs.
+        """
 
 
 @dataclass(frozen=True)

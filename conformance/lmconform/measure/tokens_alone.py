@@ -16,8 +16,6 @@ from lmconform.suite.subject import Subject
 class TokensAlone:
     """Greedy tokens: whether a read-out is above a threshold, bisected over thresholds."""
 
-    name = "tokens alone"
-
     def __init__(self, model: Subject, yardstick: Yardstick, probe: Instrument) -> None:
         """``model`` has the probe with levels; ``probe`` is the one without, and ``yardstick`` its oracle."""
         self._model, self._levelled = model, instrument(model)
