@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
@@ -31,12 +32,18 @@ class Refused(Exception):
 
 def _check_literals(record: Any) -> None:
     """Raise ValueError if a field annotated with a ``Literal`` holds a value outside it."""
-    hints = get_type_hints(type(record))
-    for one in fields(record):
-        hint, value = hints[one.name], getattr(record, one.name)
-        if get_origin(hint) is Literal and value not in get_args(hint):
-            allowed = ", ".join(map(str, get_args(hint)))
-            raise ValueError(f"{type(record).__name__}.{one.name} is {value!r}; it may be one of: {allowed}.")
+    for name, allowed in _literals(record.__class__).items():
+        value = getattr(record, name)
+        if value not in allowed:
+            told = ", ".join(map(str, allowed))
+            raise ValueError(f"{type(record).__name__}.{name} is {value!r}; it may be one of: {told}.")
+
+
+@cache
+def _literals(kind: Any) -> dict[str, tuple[Any, ...]]:
+    """The values that each field annotated with a ``Literal`` may hold. Hints are resolved once a class: it is slow."""
+    hints = get_type_hints(kind)
+    return {one.name: get_args(hints[one.name]) for one in fields(kind) if get_origin(hints[one.name]) is Literal}
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import ast
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -30,6 +31,7 @@ class KnownEngine:
     """First line of the module's docstring."""
 
 
+@cache
 def known(folder: Path = HERE) -> Mapping[str, KnownEngine]:
     """Return the adapters in ``folder`` by name: every file with a class that derives from ``Engine``."""
     found = {}

@@ -323,6 +323,8 @@ def parse_reply(line: bytes, number: int, call: str) -> Reply:
 
 def plain(value: Any, payload: list[memoryview]) -> Any:
     """Return ``value`` as JSON types. Arrays become tags, and non-finite numbers the strings of ``NON_FINITE``."""
+    if type(value) in (int, str, bool, type(None)):  # most values by far
+        return value
     if isinstance(value, np.ndarray):
         return arrays.encode(value, payload)
     if isinstance(value, Completion):
