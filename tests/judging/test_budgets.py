@@ -7,7 +7,7 @@ from lmconform.adapter import Precision
 from lmconform.checkpoints.attention_scope import attention_scope
 from lmconform.checkpoints.random import SHAPES, random_checkpoint
 from lmconform.judging.arithmetic import rounder
-from lmconform.judging.budgets import CERTAIN, Tables, Yardstick, centred
+from lmconform.judging.budgets import CERTAIN, Tables, Yardstick, bounds, centred
 from lmconform.spec.decoder import decoder, read_config
 from lmconform.spec.numerics import legal_size
 
@@ -136,6 +136,14 @@ def test_readings_are_bounded_row_by_row() -> None:
     wanted, budget = stick.budget(places, scope.columns, reading=scope.read)
     assert wanted[64].max() == pytest.approx(1 / 65, rel=0.02)
     assert budget.reading[64] < wanted[64].max() / 2 < budget.reading[0]
+
+
+def test_a_reading_that_a_legal_way_does_not_have_is_not_bounded() -> None:
+    legal = np.zeros((12, 2, 3))
+    legal[5, 1, 2] = np.nan
+    budget = bounds(legal, np.ones((2, 3)), Precision())
+    assert np.isfinite(budget.reading[0])
+    assert budget.reading[1] == np.inf
 
 
 def test_a_deep_loud_checkpoint_is_unfit_in_bfloat16() -> None:

@@ -112,9 +112,9 @@ def test_a_line_states_how_far_a_right_kernel_may_be(dtype: str, scale: float, b
         (WRONG + "TurnsNothing", {"direction": "still"}),
         (WRONG + "KnowsOneBase", {"base, asked for 500,000": 1e4}),
         (FAULTS + "CountsFrom1", {"offset of positions": 1.0}),
-        (FAULTS + "AnglesInBfloat16", {"angle error, radians": None, "frequency of pair 3": 0.03174}),
+        (FAULTS + "KernelAnglesInBfloat16", {"angle error, radians": None, "frequency of pair 3": 0.03174}),
         (FAULTS + "LengthensWhatItTurns", {"length after a turn": 1.1}),
-        (FAULTS + "EpsOutsideTheRoot", {"place of eps": "not under the root", "eps, asked for 1e-05": None}),
+        (FAULTS + "KernelEpsOutsideTheRoot", {"place of eps": "not under the root", "eps, asked for 1e-05": None}),
         (WRONG + "KnowsOneEps", {"eps, asked for 1e-05": 1e-6}),
         (WRONG + "TakesTheMeanAway", {"norm": "LayerNorm", "part of the mean taken away": 1.0}),
         (WRONG + "AddsOneToTheWeight", {"weight": "1 + weight"}),
@@ -168,10 +168,10 @@ def test_a_kernel_that_declares_neighbours_is_held_to_them() -> None:
 
 
 def test_the_sheets_of_an_engine_are_those_of_its_operators() -> None:
-    with Connection.start(EngineSpec(FAULTS + "EpsOutsideTheRoot", in_process=True)) as connection:
+    with Connection.start(EngineSpec(FAULTS + "KernelEpsOutsideTheRoot", in_process=True)) as connection:
         found = operators(connection)
     assert {name: tuple(lines) for name, lines in found.items()} == {
-        name: tuple(lines.values()) for name, lines in library(FAULTS + "EpsOutsideTheRoot").items()
+        name: tuple(lines.values()) for name, lines in library(FAULTS + "KernelEpsOutsideTheRoot").items()
     }
 
 

@@ -12,11 +12,12 @@ from sheets import differing, outcomes, sheet
 
 from lmconform.adapter import Choices, Refused
 from lmconform.engines.reference import Reference, ReferenceModel
+from lmconform.faults import FAULTS
 from lmconform.measure.draws import LEVEL, Coin, draws_that_show
 from lmconform.measure.sampler import sampler
 from lmconform.measure.sheet import Outcome
 
-FAULTS = "lmconform.faults.categorical_output:"
+TARGETS = {fault.name: fault.target for fault in FAULTS}
 
 
 @pytest.mark.parametrize(
@@ -43,13 +44,13 @@ def test_a_right_sampler_is_equal_in_every_line(engine: str, options: dict[str, 
     ],
 )
 def test_a_fault_of_the_sampler_is_named(fault: str, quantity: str, measured: str | None) -> None:
-    found = differing(sheet(sampler, "dice", FAULTS + fault))
+    found = differing(sheet(sampler, "dice", TARGETS[fault]))
     assert quantity in found
     assert measured in (None, found[quantity])
 
 
 def test_a_temperature_that_is_ten_percent_high_is_measured() -> None:
-    lines = sheet(sampler, "dice", FAULTS + "TemperatureTenPercentHigh")
+    lines = sheet(sampler, "dice", TARGETS["TemperatureTenPercentHigh"])
     for asked in (0.5, 2.0):
         line = lines[f"temperature {asked:g}"]
         assert line.outcome is Outcome.DIFFERS

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lmconform.adapter import Array, AttentionOperator, Operator, Refused, RMSNormOperator, RopeOperator
 from lmconform.engines.torch_kernels import TorchKernels, reference_rope
-from lmconform.faults.operators import EpsOutsideTheRoot, Tiled, TurnsNeighbours
+from lmconform.faults.operators import KernelEpsOutsideTheRoot, Tiled, TurnsNeighbours
 
 
 class TwoScales(Tiled):
@@ -135,35 +135,35 @@ class DeclaresNeighbours(TurnsNeighbours):
         return {"interleaved": RopeOperator(run, layout="interleaved")}
 
 
-class TakesTheMeanAway(EpsOutsideTheRoot):
+class TakesTheMeanAway(KernelEpsOutsideTheRoot):
     """LayerNorm without a bias."""
 
     def norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         return torch.layer_norm(x, weight.shape, weight, None, eps)
 
 
-class KnowsOneEps(EpsOutsideTheRoot):
+class KnowsOneEps(KernelEpsOutsideTheRoot):
     """eps is 1e-6, whatever is asked for."""
 
     def norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         return torch.rms_norm(x, weight.shape, weight, 1e-6)
 
 
-class AddsOneToTheWeight(EpsOutsideTheRoot):
+class AddsOneToTheWeight(KernelEpsOutsideTheRoot):
     """The weight is a distance from 1."""
 
     def norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         return torch.rms_norm(x, weight.shape, 1 + weight, eps)
 
 
-class WeighsFirst(EpsOutsideTheRoot):
+class WeighsFirst(KernelEpsOutsideTheRoot):
     """Rows are multiplied by the weight, then normed."""
 
     def norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         return torch.rms_norm(x * weight, weight.shape, None, eps)
 
 
-class SumsSquares(EpsOutsideTheRoot):
+class SumsSquares(KernelEpsOutsideTheRoot):
     """The sum of squares stands for their mean."""
 
     def norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:

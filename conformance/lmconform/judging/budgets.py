@@ -70,7 +70,10 @@ class Budget:
     largest: float
     """Bound on the largest element."""
     reading: Array
-    """Bound on the largest element of each row, [n]: for readings of an instrument, whose rows differ in size."""
+    """Bound on the largest element of each row, [n]: for readings of an instrument, whose rows differ in size.
+
+    Infinite for a row that some legal way cannot read, such as a share of 0/0: nothing can be said of it.
+    """
 
     @property
     def unfit(self) -> bool:
@@ -204,7 +207,8 @@ class Tables:
 
 def judge(rows: Array, precision: Precision, *, reading: Reading | None = None, sides: int = 1) -> tuple[Array, Budget]:
     """From rows [1 + ways, n, K] of oracle and legal ways: what is compared, of the oracle, and its budget."""
-    values = np.array([_flat((reading or centred)(row)) for row in rows])
+    with np.errstate(divide="ignore", invalid="ignore"):  # in coarse formats a legal way may have nothing to read
+        values = np.array([_flat((reading or centred)(row)) for row in rows])
     return values[0], bounds(values[1:] - values[0], values[0], precision, sides)
 
 
@@ -229,6 +233,7 @@ def bounds(legal: Array, wanted: Array, precision: Precision, sides: int = 1) ->
     size = sqrt((naive**2).mean() + (noise**2).mean() + floor)
     rows = np.sqrt((naive**2).mean((0, 2)) + (noise**2).mean((0, 2)) + floor + (size / 4) ** 2)
     reading = np.maximum(np.abs(legal).max((0, 2)), unit * tops)
+    reading = np.where(np.isnan(reading), np.inf, reading)
     largest = max(float(np.abs(legal).max()), unit * float(tops.max()) / 2)
     c, c_t, c_m = (factor * sqrt(sides) for factor in FACTORS[precision.compute])
     return Budget(size, float(wanted.std()), c * size, c_t * rows, c_m * largest, c_m * reading)

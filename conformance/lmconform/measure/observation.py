@@ -128,7 +128,7 @@ class Observation:
 
         wanted, budget = judge(self._ways, self.yardstick.precision, reading=reading)
         got = np.asarray(quantity(self.rows, self.asks), np.float64)
-        bound = np.where(np.isfinite(budget.reading), budget.reading, np.inf)  # [m]; some way got no number
+        bound = budget.reading  # [m]; infinite where some way got no number
         alike = np.mean(bound[np.isfinite(bound)] ** 2) / 4 if np.isfinite(bound).any() else 0.0
         coarse = np.nan_to_num(self._coarse(quantity, got), nan=np.inf)
         return Value(got, wanted[:, 0], np.sqrt(bound**2 + alike) + coarse)

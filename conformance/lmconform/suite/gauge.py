@@ -140,9 +140,9 @@ def _clear(truth: Array, bounds: Array) -> Array:
 def _shares(error: Array, bounds: Array) -> Array:
     """What part of its row's bound each element of ``error`` [n, X] uses; infinite where there is no number.
 
-    A bound of 0 allows an exact reading alone.
+    A bound of 0 allows an exact reading alone; an infinite one, any and none.
     """
-    size = np.abs(error)
+    size = np.where(np.isinf(bounds)[:, None], 0, np.abs(error))
     share = np.divide(size, bounds[:, None], out=np.full_like(size, np.inf), where=bounds[:, None] > 0)
     share[size == 0] = 0
     return np.where(np.isfinite(share), share, np.inf)
