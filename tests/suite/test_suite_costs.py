@@ -12,7 +12,7 @@ from lmconform.suite.modules import decisions
 from lmconform.suite.plan import PROFILES, Case, Plan
 from lmconform.transport.client import Connection, EngineSpec
 
-CHECKPOINTS, REGIMES, LOADS = 39, 3, 72
+CHECKPOINTS, REGIMES, LOADS = 40, 3, 78
 """Most distinct checkpoints, and most loads for an engine of so many regimes. Before a bound is raised: can another
 checkpoint serve, or another edit of the same? Does the law need three random ones? Does a regime matter to it?"""
 
@@ -67,4 +67,5 @@ def test_the_quick_profile_makes_few_checkpoints_and_loads_each_once_in_a_regime
     assert len(loads) <= CHECKPOINTS
     assert loads.total() <= LOADS
     assert max(loads.values()) <= 1 + REGIMES + rooms
-    assert all(count == 1 for name, count in loads.items() if "~" in name)
+    again = {name for name, count in loads.items() if "~" in name and count > 1}
+    assert again <= {"loud-0~attention-dropout"}  # fused forms have a dropout of their own

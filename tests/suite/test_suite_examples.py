@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from lmconform.adapter import Refused
 from lmconform.judging.budgets import CERTAIN
-from lmconform.suite.dsl import STREAMS, Decides
+from lmconform.suite.dsl import STREAMS, Decides, Telling
 from lmconform.suite.examples import REDRAWS, SHRINKS, Example, Runner
 from lmconform.suite.findings import Exceeded, Finding, Unfit
 
@@ -53,6 +53,60 @@ def test_shrinking_asks_the_engine_a_bounded_number_of_times() -> None:
     runner(body, n=st.integers(0, 10**9)).search(10, 1)
     first = next(index for index, n in enumerate(calls) if n > 10)
     assert len(calls) - first <= SHRINKS + 1
+
+
+def telling(body, *values, drawn) -> Runner:
+    """A test of one structure that names telling values."""
+    structure = {"n": Telling(lambda _: drawn, lambda _: values)}
+    return Runner(Decides("CM-1", "", "score", (), False, body, structure), FakeSubject(), None)
+
+
+@pytest.mark.parametrize(("count", "first"), [(1, []), (2, [900]), (3, [900, 901]), (6, [900, 901])])
+def test_telling_values_are_tried_first_and_leave_room_for_a_draw(count, first) -> None:
+    seen = []
+    under = telling(lambda model, expect, draw, n: seen.append(n), 900, 901, drawn=st.integers(0, 9))
+    assert under.search(count, 1) is None
+    assert seen[: len(first)] == first
+    assert len(seen) == count
+    assert all(n < 10 for n in seen[len(first) :])
+
+
+@pytest.mark.parametrize(("shrink", "found"), [(True, 7), (False, 900)])
+def test_a_telling_value_that_fails_is_shown_by_a_smaller_one_if_there_is_one(shrink, found) -> None:
+    def body(model, expect, draw, n):
+        if n >= 7:
+            raise exceeded(1e6)
+
+    example, _ = telling(body, 900, drawn=st.integers(0, 99)).search(20, 1, shrink=shrink)
+    assert example.structure == {"n": found}
+
+
+def test_a_failure_that_only_the_telling_value_shows_is_kept() -> None:
+    def body(model, expect, draw, n):
+        if n == 900:
+            raise exceeded(1e6)
+
+    example, _ = telling(body, 900, drawn=st.integers(0, 9)).search(5, 1)
+    assert example.structure == {"n": 900}
+
+
+def test_a_failure_need_not_be_made_small() -> None:
+    calls = []
+
+    def body(model, expect, draw, n):
+        calls.append(n)
+        if n > 10:
+            raise exceeded(1e6)
+
+    example, _ = runner(body, n=st.integers(0, 10**9)).search(10, 1, shrink=False)
+    unshrunk = list(calls)
+    assert example.structure == {"n": unshrunk[-1]}, "the first failing example is the last"
+    assert all(n <= 10 for n in unshrunk[:-1])
+    calls.clear()
+    smaller, _ = runner(body, n=st.integers(0, 10**9)).search(10, 1)
+    assert smaller.structure == {"n": 11}
+    assert calls[: len(unshrunk)] == unshrunk
+    assert len(calls) > len(unshrunk)
 
 
 def test_an_engine_that_changes_its_mind_is_judged_by_its_first_answer() -> None:
@@ -110,7 +164,36 @@ def test_a_suspicion_fails_only_if_every_redraw_exceeds(confirmed) -> None:
     under = runner(body, redrawn, n=st.integers(0, 3))
     found = under.search(5, 1)
     assert (found is not None) == (confirmed >= REDRAWS)
-    assert under.tally.suspicions == (found is None)
+    assert under.tally.suspicions == (5 if found is None else 0), "each is looked at by itself"
+
+
+@pytest.mark.parametrize("shrink", [True, False])
+def test_a_suspicion_that_is_not_confirmed_hides_no_failure(shrink) -> None:
+    """Every example is suspicious, and only long ones are with fresh draws."""
+    fresh = FakeSubject()
+
+    def body(model, expect, draw, n):
+        if model is not fresh or n > 50:
+            raise exceeded(2.0)
+
+    under = runner(body, lambda number: fresh, n=st.integers(0, 100))
+    example, _ = under.search(50, 1, shrink=shrink)
+    assert example.structure["n"] > 50, "a smaller one that fresh draws do not confirm is no failure"
+    assert under.tally.suspicions > 0
+
+
+def test_a_suspicion_in_fixed_tries_hides_no_failure() -> None:
+    fresh, asked = FakeSubject(), []
+
+    def body(model, expect, draw):
+        if model is fresh:
+            return
+        asked.append(draw)
+        raise exceeded(1e6 if len(asked) == 3 else 2.0)
+
+    under = runner(body, lambda number: fresh, tries=3)
+    assert under.search(1, 1) is not None
+    assert under.tally.suspicions == 2
 
 
 def test_an_error_far_beyond_noise_needs_no_redraw() -> None:

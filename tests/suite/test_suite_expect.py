@@ -4,7 +4,7 @@ import pytest
 
 from lmconform.checkpoints.heads import scaled
 from lmconform.suite.expect import Expect
-from lmconform.suite.findings import Tally, Unfit
+from lmconform.suite.findings import Edits, Tally, Unfit, unchanged
 from lmconform.suite.plan import Case
 
 
@@ -13,6 +13,18 @@ def test_shows_asks_what_a_fault_would_move(bench, factor, bites) -> None:
     model = bench.subject(Case("loud-0"))
     expect = Expect(model, Tally())
     expect.shows(model.score((1, 2, 3)), lambda checkpoint: scaled(checkpoint, {"v": factor}))
+    assert expect.bit is bites
+
+
+@pytest.mark.parametrize(
+    ("fault", "bites"),
+    [(None, True), (unchanged, False), (Edits(lambda checkpoint: scaled(checkpoint, {"v": -2.0})), True)],
+)
+def test_equal_tokens_bite_where_a_fault_would_choose_others(bench, fault, bites) -> None:
+    model, prompt = bench.subject(Case("loud-0")), (1, 2, 3)
+    (chosen,) = model.new_tokens([prompt], 3)
+    expect = Expect(model, Tally())
+    expect.tokens(prompt=prompt, got=chosen, wanted=chosen, what="greedy token", fault=fault)
     assert expect.bit is bites
 
 

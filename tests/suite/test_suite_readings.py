@@ -92,6 +92,23 @@ def test_a_reading_near_0_does_not_bite(dialled) -> None:
     assert "of 0" in expect.tally.unresolved[0]
 
 
+@pytest.mark.parametrize("value", [0.7, float("nan")])
+def test_a_row_that_a_legal_way_cannot_read_is_neither_right_nor_wrong(dialled, value) -> None:
+    dial, expect, scores = dialled
+    exact = expect.subject.yardstick.oracle(TOKENS)[:, dial.columns]
+
+    def fragile(values):
+        """In the last row, a number for the oracle, ``value`` for the engine, and none for legal ways."""
+        read = np.array(dial.shares(values))
+        if not np.array_equal(values, exact):
+            read[-1] = value if values is scores.values else np.nan
+        return read
+
+    expect.reading(fragile).agrees(scores, "share")
+    assert expect.bit  # by the other rows
+    assert expect.tally.worst < 1
+
+
 def test_a_bound_of_0_allows_an_exact_reading_alone(dialled) -> None:
     dial, expect, scores = dialled
 

@@ -44,6 +44,7 @@ EDITS: dict[str, Edit] = {
     "small-context": small_context,
     "quarter-turned": rope_edits.quarter_turned,
     "linear-rope": rope_edits.linear,
+    "unscaled-rope": rope_edits.unscaled,
     "older-rope-spelling": rope_edits.older_spelling,
     "newer-rope-spelling": rope_edits.newer_spelling,
     "empty-layer": stream_edits.empty_layer,

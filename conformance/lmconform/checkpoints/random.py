@@ -8,7 +8,7 @@ standard deviation 0.02, under which a missing attention scale moves the logits 
 from __future__ import annotations
 
 from math import sqrt
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -29,7 +29,14 @@ def random_checkpoint(shape: Shape, volume: Volume, seed: int) -> Checkpoint:
         drawn = fused(drawn) if isinstance(shape, Phi3Shape) else drawn
     weights = {name: on_grid(value) for name, value in drawn.items()}
     recipe = {"kind": "random", "volume": volume, "seed": seed, "family": shape.family, **vars(shape)}
-    return Checkpoint(f"{volume}-{label(shape)}", shape.config(), weights, recipe)
+    config = _terse(shape) if shape in FAMILIES else shape.config()
+    return Checkpoint(f"{volume}-{label(shape)}", config, weights, recipe)
+
+
+def _terse(shape: Shape) -> dict[str, Any]:
+    """config.json without the fields whose value is the one that the standard gives a field that is left out."""
+    usual = IF_ABSENT[shape.family] | {"head_dim": shape.hidden_size // shape.num_attention_heads}
+    return {name: value for name, value in shape.config().items() if name not in usual or usual[name] != value}
 
 
 def label(shape: Shape) -> str:
@@ -76,6 +83,25 @@ def _draw_gpt2(generator: np.random.Generator, name: str, size: tuple[int, ...],
 
 EMBEDDING: dict[Volume, float] = {"loud": 1.0, "quiet": 0.01}
 """Standard deviation of embeddings."""
+
+IF_ABSENT: dict[str, dict[str, Any]] = {
+    "gpt2": {
+        "activation_function": "gelu_new",
+        "layer_norm_epsilon": 1e-5,
+        "scale_attn_weights": True,
+        "tie_word_embeddings": True,
+    },
+    "phi3": {
+        "hidden_act": "silu",
+        "tie_word_embeddings": False,
+        "attention_bias": False,
+        "mlp_bias": False,
+        "rope_theta": 10_000.0,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0},
+    },
+}
+"""What a field of config.json means that is left out, as many real files leave it out (decoder.md, families.md). The
+random checkpoints of these families leave out what they can, so that an engine that takes something else shows."""
 
 SHAPES: tuple[Shape, ...] = (
     # Heads, KV heads and group all differ; head_dim is not hidden/heads; odd vocabularies; three layers once.

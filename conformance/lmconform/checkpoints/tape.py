@@ -16,6 +16,7 @@ from itertools import product
 
 import numpy as np
 
+from lmconform.adapter import Array
 from lmconform.checkpoints.circuit import Circuit, as_llama
 from lmconform.checkpoints.layout import Checkpoint, Shape, character, tokenizer
 
@@ -58,6 +59,30 @@ class StopTape:
         for _ in range(n):
             token = previous[token]
         return token
+
+    @property
+    def columns(self) -> list[int]:
+        """Ids whose scores a reading needs: all of them."""
+        return list(range(len(self.ranking)))
+
+    def names(self, quantity: str) -> tuple[str, ...]:
+        """What each reading is called; the one quantity is "curve"."""
+        return ("lead of the first id over the second, by that of the second over the third",)
+
+    def telling(self, quantity: str) -> float:
+        """Scores that are capped at 50 give 1.4 instead of 2, those capped at 30 give 0.9."""
+        return 0.5
+
+    def slack(self, quantity: str) -> float:
+        """How far other faults may move it. A factor of the scores, or of the stream, does not."""
+        return 0.1
+
+    def read(self, quantity: str, scores: Array, tokens: tuple[int, ...]) -> Array:
+        """The ratio of the leads, [n, 1], from scores [n, V]. A wrong engine may make it infinite or NaN."""
+        first, second, third = np.take_along_axis(scores, np.array([self.ranking[one] for one in tokens]), axis=1).T
+        with np.errstate(all="ignore"):
+            ratios: Array = (first - second) / (second - third)
+        return ratios[:, None]
 
     def text(self, tokens: Sequence[int]) -> list[str]:
         """The pieces of text of ``tokens``."""

@@ -31,6 +31,8 @@ SPAN = 128
 """Tokens over which a slow pair should show a difference."""
 LOUDNESS = 2.0
 """Largest part of a score that a slow pair has within ``SPAN``, and about the amplitude of a fast one."""
+NEAR = 0.25
+"""Turns that differ by a smaller part of themselves are the same: the norms of two layers make 0.01 of a difference."""
 LLAMA3 = {
     "rope_type": "llama3",
     "rope_theta": 20_000.0,
@@ -79,12 +81,41 @@ class TurnScope(AttentionScope):
         the own one, are (x, y) = r (-sin(d f), cos(d f) - 1) in the two heads of a pair, a circle through the origin
         whose radius r is 1 for the right attention scale. It is divided out, so that a wrong scale is no wrong turn.
         """
-        weights = self.read(scores)[:, :1]
+        return self._turns(scores)[:, :1]
+
+    def likeness(self, scores: Array) -> Array:
+        """How far within ``NEAR`` a pair's turn in a further layer is that in the first one, [n, L - 1, D/2, 1].
+
+        Below 0 if the two are not near. Only on the rows that ``turn`` reads.
+        """
+        turns = self._turns(scores)
+        size, apart = (np.abs(part).max(axis=-1, keepdims=True) for part in (turns[:, :1], turns[:, 1:] - turns[:, :1]))
+        return NEAR * (1 + size) - apart
+
+    def radius(self, scores: Array) -> Array:
+        """In the first layer, what the fastest pair multiplies queries and keys by together, [n, 1, 1, 1].
+
+        Only on the rows that ``turn`` reads. It is 1 for a turn and the right attention scale.
+        """
+        return self._radius(*self._circles(scores))[:, :1]
+
+    def _turns(self, scores: Array) -> Array:
+        x, y = self._circles(scores)
+        return np.array(self.amplitudes[: self._pairs])[:, None] * x / self._radius(x, y)
+
+    def _circles(self, scores: Array) -> tuple[Array, Array]:
+        """x and y of each pair and content token but the last, in every layer, [n, L, D/2, content - 1] each."""
+        weights = self.read(scores)
         scored = np.log(weights[..., :-1] / weights[..., -1:]) / np.array(self.amplitudes)[:, None]
-        x, y = np.split(scored, 2, axis=2)  # [n, 1, D/2, content - 1] each
-        fast_x, fast_y = x[:, :, :1], y[:, :, :1]
-        radius = -(fast_x**2 + fast_y**2).sum(axis=-1, keepdims=True) / (2 * fast_y.sum(axis=-1, keepdims=True))
-        return np.array(self.amplitudes[: self._pairs])[:, None] * x / radius
+        x, y = np.split(scored, 2, axis=2)
+        return x, y
+
+    @staticmethod
+    def _radius(x: Array, y: Array) -> Array:
+        """r of the fastest pair, [n, L, 1, 1]."""
+        x, y = x[:, :, :1], y[:, :, :1]
+        radius: Array = -(x**2 + y**2).sum(axis=-1, keepdims=True) / (2 * y.sum(axis=-1, keepdims=True))
+        return radius
 
     def lead(self, scores: Array) -> Array:
         """How much heavier the last content token is than the one before it, in the first layer; -1 to 1.

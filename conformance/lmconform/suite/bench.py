@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any
 
 from hypothesis.configuration import set_hypothesis_home_dir
 
 from lmconform.adapter import Needs, NotOffered, Refused
-from lmconform.checkpoints.gguf import SUFFIX, gguf_package, write_gguf
-from lmconform.checkpoints.layout import CannotWrite, StoredDType
-from lmconform.judging.budgets import Yardstick
-from lmconform.judging.operators import OperatorYardstick
+from lmconform.checkpoints.gguf import gguf_package
 from lmconform.judging.verdict import Verdict
 from lmconform.spec import requirements
 from lmconform.suite.choose import DOORS
@@ -28,6 +24,7 @@ from lmconform.suite.instruments import STOP_TAPE, Material
 from lmconform.suite.operators import Kernel, kernel_words
 from lmconform.suite.plan import MAX_ROWS, Case, Plan
 from lmconform.suite.preflight import AdapterOff, in_context, preflight
+from lmconform.suite.stock import Stock
 from lmconform.suite.subject import MOST_LOGPROBS, Subject
 from lmconform.transport.client import Connection, EngineFault, RemoteModel
 
@@ -63,20 +60,34 @@ class Record:
 
 
 class Bench:
-    """Judges tests against one engine. Raises MissingPackage if its checkpoints cannot be written here."""
+    """Judges tests against one engine. Raises MissingPackage if its checkpoints cannot be written here.
 
-    def __init__(self, connection: Connection, plan: Plan, deadline: float, database: Path | None = None) -> None:
+    Failures of the requirements in ``unshrunk`` are not made smaller: their verdicts are the same, for fewer calls.
+    Engines that are judged one after the other under one plan may share a ``stock``, which outlives the bench.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        plan: Plan,
+        deadline: float,
+        database: Path | None = None,
+        stock: Stock | None = None,
+        unshrunk: Container[str] = (),
+    ) -> None:
         if connection.description.format == "gguf":
             gguf_package()
         self.connection = connection
         self.plan = plan
         self._deadline = deadline
         self._database = database
-        self._folder = tempfile.TemporaryDirectory(prefix="lmconform-")
-        set_hypothesis_home_dir(Path(self._folder.name) / "hypothesis")  # nothing in the user's folder
-        self._materials: dict[str, tuple[Material, Yardstick, Path]] = {}
+        self._unshrunk = unshrunk
+        self._lent = stock is not None
+        self._stock = stock or Stock()
+        self._shelf = self._stock.shelf(plan, connection.description.format)
+        self._yardstick = self._stock.operators(plan)
+        set_hypothesis_home_dir(self._shelf.folder / "hypothesis")  # nothing in the user's folder
         self._models: OrderedDict[Case, RemoteModel] = OrderedDict()
-        self._yardstick = OperatorYardstick(plan.precision)
         self._fault: AdapterOff | EngineFault | NotOffered | Refused | None = None
         self._ready: set[str | None] = set()
         self._breakdowns = 0
@@ -84,7 +95,7 @@ class Bench:
     @property
     def checkpoints(self) -> list[str]:
         """Names of the distinct checkpoints made so far."""
-        return list(self._materials)
+        return self._shelf.names
 
     def judge(self, spec: Decides, case: Case) -> Record:
         """Run one test on one case; never raises what the engine did."""
@@ -117,12 +128,14 @@ class Bench:
     def close(self) -> None:
         """End the engine and remove the checkpoints."""
         self.connection.close()
-        self._folder.cleanup()
+        if not self._lent:
+            self._stock.remove()
 
     def _judge(self, spec: Decides, case: Case, record: Record, tally: Tally) -> None:
         runner = self._runner(spec, case)
         runner.tally = tally
-        found = runner.search(self.plan.examples(case), self.plan.seed, self._database)
+        shrink = spec.requirement not in self._unshrunk
+        found = runner.search(self.plan.examples(case), self.plan.seed, self._database, shrink)
         record.worst, record.suspicions = tally.worst, tally.suspicions
         record.questions, record.draws = tally.questions, tally.draws
         if found is not None:
@@ -168,8 +181,8 @@ class Bench:
 
     def _recipe(self, case: Case) -> dict[str, Any]:
         """How the checkpoint was made; an operator's inputs follow from the structure and the seed alone."""
-        made = self._materials.get(case.checkpoint)
-        return {"kind": "operator", "name": case.checkpoint} if made is None else dict(made[0].checkpoint.recipe)
+        made = self._shelf.made(case.checkpoint)
+        return {"kind": "operator", "name": case.checkpoint} if made is None else dict(made.material.checkpoint.recipe)
 
     def _redrawer(self, case: Case) -> Any:
         return lambda number: self.subject(Case(f"{case.checkpoint}#{number}", case.regime))
@@ -207,7 +220,7 @@ class Bench:
                 in_context(subject, subject.doors)
 
     def _subject(self, case: Case) -> Subject:
-        material, yardstick, path = self._material(case.checkpoint)
+        material, yardstick, path = self._shelf.item(case.checkpoint, self.plan)
         model = self._models.pop(case, None)
         if model is None or model.closed:
             self._make_room(_size(material))
@@ -234,7 +247,7 @@ class Bench:
 
     def _held(self) -> int:
         """Weights of the models that are loaded."""
-        return sum(_size(self._materials[case.checkpoint][0]) for case in self._models)
+        return sum(_size(self._shelf.item(case.checkpoint, self.plan).material) for case in self._models)
 
     def _edited(self, case: Case) -> Callable[[str], Subject]:
         """Loads the case's checkpoint after an edit, in the same regime."""
@@ -243,25 +256,6 @@ class Bench:
     def _with_room(self, case: Case) -> Callable[[int], Subject]:
         """Loads the case's checkpoint with room for other lengths, in the same regime."""
         return lambda tokens: self._subject(replace(case, max_tokens=tokens))
-
-    def _material(self, name: str) -> tuple[Material, Yardstick, Path]:
-        if name not in self._materials:
-            material = self.plan.material(name)
-            path = self._written(material, name)
-            self._materials[name] = material, Yardstick(material.checkpoint, self.plan.precision), path
-        return self._materials[name]
-
-    def _written(self, material: Material, name: str) -> Path:
-        """What the engine loads: the directory of a checkpoint, or its GGUF file in the format of its weights."""
-        path = Path(self._folder.name) / name
-        if self.connection.description.format == "hf":
-            return material.path or material.checkpoint.write(path)
-        declared = self.plan.precision.weights
-        dtype = cast(StoredDType, declared if declared in get_args(StoredDType) else "float32")
-        try:
-            return write_gguf(material.checkpoint, path.with_name(name + SUFFIX), dtype)
-        except CannotWrite as error:
-            raise NotOffered(f"another format than GGUF. {error}") from error
 
 
 def _size(material: Material) -> int:

@@ -33,7 +33,7 @@ from lmconform.suite.instruments import (
     TURN_SCOPE,
     WINDOW_SCOPE,
 )
-from lmconform.suite.plan import FAMILIES, FEW_RANDOM, FIRST_RANDOM, MAX_TOKENS, RANDOM, WINDOWED, Case
+from lmconform.suite.plan import FAMILIES, FEW_RANDOM, FIRST_RANDOM, MAX_TOKENS, RANDOM, WINDOWED, Case, block_edges
 from lmconform.suite.subject import Scores, Subject, Tokens, joined
 from lmconform.transport.client import NotFinite
 
@@ -83,6 +83,18 @@ STREAMS = 6
 """Different sequences that ``Draw.tokens`` begins with, over all seeds."""
 Structure = Callable[[Any], st.SearchStrategy[Any]]
 """From the subject (a model, or an operator) to what an example is drawn from."""
+
+
+@dataclass(frozen=True)
+class Telling:
+    """A structure of which some values show more than a draw does: they are tried first, whatever is drawn later."""
+
+    draw: Structure
+    values: Callable[[Any], Sequence[Any]]
+    """From the subject to these values, the most telling first."""
+
+    def __call__(self, subject: Any) -> st.SearchStrategy[Any]:
+        return self.draw(subject)
 
 
 @dataclass(frozen=True)
@@ -171,9 +183,11 @@ class Draw:
         return _stream(self._seed % STREAMS, stream, self._vocab_size)[:length]
 
     def places(self, length: int, most: int) -> list[int]:
-        """Up to ``most`` different positions, the first and the last among them."""
-        inner = self._generator.permutation(np.arange(1, max(length - 1, 1)))[: most - 2]
-        return sorted({0, length - 1, *inner.tolist()} & set(range(length)))
+        """Up to ``most`` different positions: the first, the last, some beside the edges of blocks, and any others."""
+        edges = block_edges(length)[: most // 2]
+        others = [place for place in self._generator.permutation(length).tolist() if place not in edges]
+        inner = [*edges, *(place for place in others if 0 < place < length - 1)][: most - 2]
+        return sorted({0, length - 1, *inner})
 
     def others(self, tokens: Sequence[int]) -> Tokens:
         """As many ids, each different from the one in its place."""
@@ -188,18 +202,50 @@ def agreeing(one: Scores, other: Scores) -> slice:
 
 
 def lengths(at_least: int = 1) -> Structure:
-    """The length of a sequence, one of the few that the checkpoint is used with."""
-    return lambda model: st.sampled_from([n for n in model.lengths if n >= at_least])
+    """The length of a sequence, one of the few that the checkpoint is used with; the longest among them."""
+    return Telling(lambda model: st.sampled_from(_fitting(model, at_least)), lambda model: [longest(model)])
+
+
+def longest(model: Subject) -> int:
+    """The longest of a checkpoint's lengths, which holds the edges of all blocks."""
+    return max(model.lengths)
+
+
+def _fitting(model: Subject, at_least: int) -> list[int]:
+    return [n for n in model.lengths if n >= at_least]
 
 
 def spans(at_least: int = 2) -> Structure:
-    """(length, cut): a sequence and a place inside it, 1 <= cut < length."""
+    """(length, cut): a sequence and a place in it, 1 <= cut < length; the longest, cut at a block and near its end."""
+
+    def telling(model: Subject) -> list[tuple[int, int]]:
+        n = longest(model)
+        return [(n, cut) for cut in dict.fromkeys((_middle(n), max(n - LATE, _middle(n))))]
 
     def strategy(model: Subject) -> st.SearchStrategy[tuple[int, int]]:
-        fitting = [n for n in model.lengths if n >= at_least]
-        return st.sampled_from(fitting).flatmap(lambda n: st.tuples(st.just(n), st.integers(1, n - 1)))
+        return lengths_to_cut(model, at_least).flatmap(lambda n: st.tuples(st.just(n), cuts(n)))
 
-    return strategy
+    return Telling(strategy, telling)
+
+
+LATE = 12
+"""Tokens behind a cut near the end of the longest sequence."""
+
+
+def _middle(length: int) -> int:
+    """The start of a block near the middle of a sequence, at least 1."""
+    return max(length // 2 // 16 * 16, length // 2 if length < 32 else 16)
+
+
+def lengths_to_cut(model: Subject, at_least: int) -> st.SearchStrategy[int]:
+    """A length of the checkpoint; half of the time the longest, since some faults wait for the second block of keys."""
+    fitting = _fitting(model, at_least)
+    return st.sampled_from([*fitting, *[max(fitting)] * len(fitting)])
+
+
+def cuts(length: int) -> st.SearchStrategy[int]:
+    """A place inside a sequence, 1 <= cut < length; often at one of its ends or beside the edge of a block."""
+    return st.one_of(st.integers(1, length - 1), st.sampled_from([1, length - 1, *block_edges(length)]))
 
 
 def contents() -> Structure:
@@ -208,13 +254,18 @@ def contents() -> Structure:
 
 
 def chunks(at_least: int = 2) -> Structure:
-    """Sizes of the chunks that a sequence is fed in; together one of the checkpoint's lengths."""
+    """Sizes of the chunks that a sequence is fed in; together one of the checkpoint's lengths: the longest in three."""
+
+    def telling(model: Subject) -> list[tuple[int, ...]]:
+        n = longest(model)
+        first = _middle(n)
+        return [tuple(size for size in (first, (n - first) // 2, n - first - (n - first) // 2) if size)]
 
     def split(n: int) -> st.SearchStrategy[tuple[int, ...]]:
-        cuts = st.sets(st.one_of(st.integers(1, n - 1), st.sampled_from([1, n - 1])), min_size=1, max_size=3)
-        return cuts.map(lambda inner: tuple(np.diff([0, *sorted(inner), n]).tolist()))
+        several = st.sets(cuts(n), min_size=1, max_size=3)
+        return several.map(lambda inner: tuple(np.diff([0, *sorted(inner), n]).tolist()))
 
-    return lambda model: st.sampled_from([n for n in model.lengths if n >= at_least]).flatmap(split)
+    return Telling(lambda model: lengths_to_cut(model, at_least).flatmap(split), telling)
 
 
 def decoding(at_least: int = 3) -> Structure:
@@ -225,7 +276,10 @@ def decoding(at_least: int = 3) -> Structure:
         first = min(cut, length - 2)
         return tuple(size for size in (first, length - 2 - first, 1, 1) if size)
 
-    return lambda model: spans(at_least)(model).map(split)
+    return Telling(
+        lambda model: spans(at_least)(model).map(split),
+        lambda model: [split((longest(model), _middle(longest(model))))],
+    )
 
 
 def rows(at_most: int = 4) -> Structure:

@@ -133,6 +133,14 @@ def text_of(got: Completion) -> str:
     return got.text
 
 
+def ends_by_its_tokens(done: Completion, stop_ids: tuple[int, ...], most: int, choice: str) -> bool:
+    """Whether the tokens themselves say where and why the row ends; the stop may be missing unless it is returned."""
+    count, stops = len(done.tokens), met_by_id(done.tokens, stop_ids)
+    without = not stops and count < most and choice != "returned"
+    end, reason = (count, "stop") if without else finish(stops, most)
+    return count == end and done.finish_reason in (reason, "unspecified")
+
+
 def _expect_one_of(expect: Expect, got: object, legal: Collection[object], what: str, request: Request) -> None:
     wanted = list(dict.fromkeys(map(repr, legal)))
     expect.holds(got in legal, what, repr(got), " or ".join(wanted), _described(request))

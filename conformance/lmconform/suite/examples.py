@@ -7,6 +7,7 @@ answers differently every time cannot make a run flaky.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from hypothesis.database import DirectoryBasedExampleDatabase
 
 from lmconform.adapter import NotOffered, Refused
 from lmconform.judging.budgets import CERTAIN
-from lmconform.suite.dsl import Decides, Draw, Expect, Subject
+from lmconform.suite.dsl import Decides, Draw, Expect, Subject, Telling
 from lmconform.suite.findings import Exceeded, Tally, Unfit
 
 SHRINKS = 25
@@ -45,7 +46,7 @@ class Example:
 
 
 class Runner:
-    """Examples of one test on one subject."""
+    """Examples of one test on one subject. What exceeds is looked at twice, and only then made smaller."""
 
     def __init__(
         self, spec: Decides, subject: Any, redrawn: Callable[[int], Any] | None, words: Words = model_words
@@ -56,17 +57,47 @@ class Runner:
         self._subject = subject
         self._redrawn = redrawn
         self._remembered: dict[str, Exceeded | NotOffered | Refused | None] = {}
+        self._first: tuple[Example, Exceeded] | None = None
+        """The failure that was found; its fresh draws exceed too."""
         self._failed: tuple[Example, Exceeded] | None = None
+        """The smallest example so far that exceeds."""
         self._shrinks = 0
 
-    def search(self, count: int, run_seed: int, database: Path | None = None) -> tuple[Example, Exceeded] | None:
+    def search(
+        self, count: int, run_seed: int, database: Path | None = None, shrink: bool = True
+    ) -> tuple[Example, Exceeded] | None:
         """Try ``count`` examples; return the smallest failing one, or None.
 
-        ``database`` keeps failing examples for the next run; without it the seed alone says what is tried.
+        ``database`` keeps failing examples for the next run; without it the seed alone says what is tried. Without
+        ``shrink`` the first failing example is returned as it was found: whether there is one does not depend on it.
         """
         count = self._spec.tries or count
         if self._spec.tries and not self._spec.structure:
             return self._in_turn(count, run_seed)
+        first = self._telling(run_seed)[: count - 1]
+        found = None
+        for one in first:
+            exceeded = self._looked_at(one)
+            if exceeded is not None:
+                found = one, exceeded
+                break
+        if found is not None and not shrink:
+            return found
+        return self._drawn(count - len(first), run_seed, database, shrink) or found
+
+    def _telling(self, run_seed: int) -> list[Example]:
+        """The examples that every run tries, if all structures name some: draws might pass them by."""
+        structures = self._spec.structure
+        if not structures or not all(isinstance(one, Telling) for one in structures.values()):
+            return []
+        values = {name: one.values(self._subject) for name, one in structures.items() if isinstance(one, Telling)}
+        return [
+            Example({name: some[number % len(some)] for name, some in values.items()}, run_seed % SEEDS)
+            for number in range(max(map(len, values.values())))
+        ]
+
+    def _drawn(self, count: int, run_seed: int, database: Path | None, shrink: bool) -> tuple[Example, Exceeded] | None:
+        """Examples that hypothesis draws, and makes smaller."""
         strategies = {name: make(self._subject) for name, make in self._spec.structure.items()}
 
         @given(structure=st.fixed_dictionaries(strategies), token_seed=st.integers(0, SEEDS - 1))
@@ -77,7 +108,7 @@ class Runner:
             max_examples=count,
             deadline=None,
             database=DirectoryBasedExampleDatabase(database) if database else None,
-            phases=(Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink),
+            phases=(Phase.explicit, Phase.reuse, Phase.generate) + (Phase.shrink,) * shrink,
             suppress_health_check=list(HealthCheck),
             report_multiple_bugs=False,
             print_blob=False,
@@ -86,17 +117,16 @@ class Runner:
         try:
             chosen(seed(run_seed)(example))()
         except Exceeded:
-            return self._confirmed()
+            return self._smallest()
         return None
 
     def _in_turn(self, count: int, run_seed: int) -> tuple[Example, Exceeded] | None:
         """``count`` examples outside hypothesis, which would repeat and shrink them: draws are judged as a whole."""
         for number in range(count):
             example = Example({}, (run_seed + number) % SEEDS)
-            exceeded = self._outcome(self._subject, example, self.tally)
+            exceeded = self._looked_at(example)
             if exceeded is not None:
-                self._failed = (example, exceeded)
-                return self._confirmed()
+                return example, exceeded
         return None
 
     def replay(self, example: Example) -> Exceeded | None:
@@ -115,15 +145,28 @@ class Runner:
         found = self._remembered[key]
         if isinstance(found, Exceeded):
             self._failed = (example, found)
+            self._first = self._first or self._failed
         if found is not None:
             raise found
 
     def _answered(self, example: Example) -> Exceeded | NotOffered | Refused | None:
         """The outcome of an example; what the engine declines while a failure is made smaller is no outcome."""
+        if self._failed is not None:
+            with suppress(NotOffered, Refused):
+                return self._outcome(self._subject, example, self.tally)
+            return None
         try:
-            return self._outcome(self._subject, example, self.tally)
+            return self._looked_at(example)
         except (NotOffered, Refused) as declined:
-            return declined.with_traceback(None) if self._failed is None else None
+            return declined.with_traceback(None)
+
+    def _looked_at(self, example: Example) -> Exceeded | None:
+        """The outcome of an example after a second look: a suspicion that is not confirmed is only counted."""
+        exceeded = self._outcome(self._subject, example, self.tally)
+        if exceeded is None or self._confirmed(example, exceeded):
+            return exceeded
+        self.tally.suspicions += 1
+        return None
 
     def _outcome(self, subject: Any, example: Example, tally: Tally) -> Exceeded | None:
         tally.examples += 1
@@ -139,16 +182,21 @@ class Runner:
             tally.bites += expect.bit
         return None
 
-    def _confirmed(self) -> tuple[Example, Exceeded] | None:
+    def _confirmed(self, example: Example, exceeded: Exceeded) -> bool:
         """Keep the structure, draw weights and tokens anew: a failure only if all of them exceed."""
-        assert self._failed is not None
-        example, exceeded = self._failed
         if exceeded.finding.excess >= CERTAIN:
-            return self._failed
+            return True
         for number in range(1, REDRAWS + 1):
             subject = self._redrawn(number) if self._redrawn else self._subject
             again = Example(example.structure, (example.seed + number * 7919) % SEEDS)
             if self._outcome(subject, again, Tally()) is None:
-                self.tally.suspicions += 1
-                return None
-        return self._failed
+                return False
+        return True
+
+    def _smallest(self) -> tuple[Example, Exceeded] | None:
+        """The smallest failing example, or the first, if fresh draws do not confirm the smallest."""
+        assert self._failed is not None
+        with suppress(NotOffered, Refused):
+            if self._failed == self._first or self._confirmed(*self._failed):
+                return self._failed
+        return self._first

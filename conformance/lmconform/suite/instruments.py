@@ -93,7 +93,7 @@ def _poison(precision: Precision) -> Material:
 
 def _dial(precision: Precision) -> Material:
     dial = dial_scope(narrow=precision.compute == "float16")
-    return Material(dial.checkpoint, (1, 2, 16, 33, 65), dial)
+    return Material(dial.checkpoint, (1, 2, 16, 33, 65, 129), dial)
 
 
 def _turn_scope(precision: Precision) -> Material:

@@ -27,6 +27,7 @@ from lmconform.judging.operators import (
     rows,
 )
 from lmconform.suite.findings import Exceeded, Finding, Tally, Unfit
+from lmconform.suite.plan import block_edges
 
 ATTENTION, ROPE, NORM = AttentionOperator.kind, RopeOperator.kind, RMSNormOperator.kind
 """Kinds of operators, for ``decides(on=...)``."""
@@ -119,9 +120,10 @@ class KernelDraw:
         return self._generator.integers(most, size=shape)
 
     def places(self, length: int, most: int) -> Array:
-        """Up to ``most`` different places in order, the first and the last among them."""
-        inner = self._generator.permutation(np.arange(1, max(length - 1, 1)))[: most - 2]
-        return np.unique(np.concatenate([[0, length - 1], inner]))
+        """Up to ``most`` places in order: the first, the last, some beside the edges of blocks, and any others."""
+        edges = block_edges(length)[: most // 2]
+        inner = [*edges, *self._generator.permutation(np.setdiff1d(np.arange(1, length - 1), edges))][: most - 2]
+        return np.unique([0, length - 1, *inner])
 
     def order(self, length: int) -> Array:
         """A permutation."""

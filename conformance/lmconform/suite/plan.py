@@ -32,11 +32,22 @@ MAX_ROWS = 32
 """Rows of a batch: most tests have a few; those that draw have all, since a wide batch costs an engine little more."""
 EDGES = (1, 2, 3, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129)
 """Lengths that a run may use: the smallest, and both sides of block edges."""
+BLOCKS = (128, 64, 32, 16)
+"""Sizes of blocks that kernels and caches work in."""
 GIVEN_LENGTHS = (2, 9, 17, 33)
 GIVEN_EXAMPLES = 3
 """Lengths and examples on a checkpoint of the user's."""
 OPERATOR_EXAMPLES = 6
 """Least examples on an operator: a library may have one of its kind, and fewer than five bites are vacuous."""
+
+
+def block_edges(length: int) -> list[int]:
+    """The places on both sides of a block's edge inside a sequence, those of the largest block first."""
+    return [place for edge in BLOCKS for place in (edge, edge - 1) if 0 < place < length - 1]
+
+
+TAPE_EXAMPLES = 5
+"""Least examples on the tape: its model is the smallest, and stops have many forms."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +76,7 @@ PROFILES = {
     profile.name: profile
     for profile in (
         Profile("quick", 5, 2, 3, False, 300, "at every save: three random checkpoints, the same examples each time"),
+        Profile("matrix", 3, 2, 1, False, 600, "for planted faults: one random checkpoint, as few examples as will do"),
         Profile(
             "standard",
             12,
@@ -125,6 +137,8 @@ class Plan:
         count = self.profile.examples if case.regime is None else self.profile.regime_examples
         if case.checkpoint in self.operators:
             return max(count, OPERATOR_EXAMPLES)
+        if case.checkpoint == STOP_TAPE and case.regime is None:
+            return max(count, TAPE_EXAMPLES)
         return count if self.given is None else min(count, GIVEN_EXAMPLES)
 
     @cached_property

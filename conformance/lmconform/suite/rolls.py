@@ -39,19 +39,20 @@ class Rolls:
         settings: Settings | None = None,
         *,
         beside: Settings | None = None,
-        seeded: bool = False,
+        seeds: int | None = None,
         one_request: bool = False,
     ) -> None:
         """``settings`` name temperature and filters; without a temperature it is 1.
 
         ``beside``: settings of the first row of each batch and of every other one after it, whose draws are left out.
-        ``seeded``: every row has a seed of its own. ``one_request``: a batch is one request of ``ROWS`` rows.
+        ``seeds``: every request has a seed of its own, so far from that of the one before. ``one_request``: a batch is
+        one request of ``ROWS`` rows.
         """
         self._model, self._dice = model, model.instrument(Dice)
         self.die, self.settings = die, {"temperature": 1.0, **(settings or {})}
         self._beside = beside
         self._one_request = one_request
-        self._seeds = count(1) if seeded else None
+        self._seeds = None if seeds is None else count(1, seeds)
         self._scores = model.yardstick.oracle((self._dice.start(die),))[0]  # [V]
         self.wanted = self.instead()
         highest = float(np.abs(self._scores[list(self._dice.ids[die])]).max()) / self.settings["temperature"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from functools import partial
+from itertools import permutations
 from typing import Any
 
 from hypothesis import strategies as st
@@ -25,6 +26,11 @@ on_tape = partial(decides, door="generate", on=(STOP_TAPE,))
 def number(least: int, most: int) -> Structure:
     """One number."""
     return lambda model: st.integers(least, most)
+
+
+def apart() -> Structure:
+    """By how many tokens one stop comes after another, or before it."""
+    return lambda model: st.sampled_from((1, 2, -1))
 
 
 def numbers(least: int, most: int, *, count: int) -> Structure:
@@ -60,6 +66,23 @@ def repeating() -> Structure:
         return st.sampled_from([last for last in range(model.vocab_size) if last in play(model, last, 3)])
 
     return strategy
+
+
+def stuttering() -> Structure:
+    """(last token of a prompt, two letters): in the text that follows they first come after the first of them, once."""
+
+    def strategy(model: Subject) -> st.SearchStrategy[tuple[int, str]]:
+        texts = {last: "".join(tape(model).text(play(model, last))) for last in range(FIRST_SPELLED, model.vocab_size)}
+        pairs = [(last, one + other) for last in texts for one, other in permutations("xyz", 2)]
+        return st.sampled_from([(last, pair) for last, pair in pairs if _after_one(texts[last], pair)])
+
+    return strategy
+
+
+def _after_one(text: str, pair: str) -> bool:
+    """Whether the pair first comes after exactly one more of its first letter."""
+    before = text[: max(text.find(pair), 0)]
+    return before.endswith(pair[0]) and not before.endswith(2 * pair[0])
 
 
 def plain() -> Structure:

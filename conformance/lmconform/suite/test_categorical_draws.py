@@ -21,6 +21,7 @@ NEIGHBOURS: tuple[tuple[Settings, Settings], ...] = (
     ({"top_p": 0.48}, {"temperature": 1.0}),
     ({"min_p": 0.2}, {"temperature": 1.0}),
     ({"temperature": 0.1}, {"temperature": 2.0}),
+    ({"top_k": 1}, {"top_k": 3}),
 )
 
 
@@ -49,6 +50,13 @@ def test_each_id_has_its_share_of_the_draws(model: Subject, expect: Expect, draw
     expect.follows(ladder, "share of an id", [ladder.moved(first, 0.15), ladder.moved(last, 0.05)])
 
 
+@decides("CAT-13", "9b7aaae5", door="generate", on=(DICE,), tries=1)
+def test_no_id_is_left_out_unasked(model: Subject, expect: Expect, draw: Draw) -> None:
+    """A default filter, such as a top-k of 50, leaves some of 64 equal ids out."""
+    fair = Rolls(model, "fair")
+    expect.follows(fair, "share of one of 64 equal ids", [fair.instead(top_k=50)])
+
+
 # CAT-14, CAT-15, CAT-16: what a draw may depend on.
 
 
@@ -71,6 +79,15 @@ def test_a_completion_knows_nothing_of_the_others_of_its_request(model: Subject,
 
 
 @decides("CAT-14", "0c707f2a", door="generate", on=(DICE,), tries=1)
+def test_a_completion_knows_nothing_of_the_others_of_a_request_with_a_seed(
+    model: Subject, expect: Expect, draw: Draw
+) -> None:
+    rolls = Rolls(model, "fair", seeds=1, one_request=True)
+    pairs = Agreements(rolls, rows, "the same step of two completions of a request with a seed")
+    expect.follows(pairs, "agreement of two completions", [pairs.if_copied(1.0)])
+
+
+@decides("CAT-14", "0c707f2a", door="generate", on=(DICE,), tries=1)
 def test_a_call_knows_nothing_of_the_call_before(model: Subject, expect: Expect, draw: Draw) -> None:
     pairs = Agreements(Rolls(model, "fair"), calls, "the same row and step of two calls")
     expect.follows(pairs, "agreement of two calls", [pairs.if_copied(part) for part in COPIED])
@@ -78,8 +95,17 @@ def test_a_call_knows_nothing_of_the_call_before(model: Subject, expect: Expect,
 
 @decides("CAT-14", "0c707f2a", door="generate", on=(DICE,), tries=1)
 def test_rows_with_neighbouring_seeds_know_nothing_of_each_other(model: Subject, expect: Expect, draw: Draw) -> None:
-    pairs = Agreements(Rolls(model, "fair", seeded=True), rows, "the same step of two rows with seeds n and n + 1")
+    pairs = Agreements(Rolls(model, "fair", seeds=1), rows, "the same step of two rows with seeds n and n + 1")
     expect.follows(pairs, "agreement of rows with neighbouring seeds", [pairs.if_copied(part) for part in COPIED])
+
+
+@decides("CAT-14", "0c707f2a", door="generate", on=(DICE,), tries=1)
+def test_rows_with_seeds_that_share_their_low_bits_know_nothing_of_each_other(
+    model: Subject, expect: Expect, draw: Draw
+) -> None:
+    rolls = Rolls(model, "fair", seeds=2**16)
+    pairs = Agreements(rolls, rows, "the same step of two rows with seeds n and n + 65,536")
+    expect.follows(pairs, "agreement of rows with seeds far apart", [pairs.if_copied(1.0)])
 
 
 @decides("CAT-15", "0553f7aa", door="generate", on=(DICE,), tries=1)

@@ -135,6 +135,12 @@ def test_top_k_keeps_k(model: Subject, expect: Expect, draw: Draw) -> None:
         expect.follows(ladder, f"share of an id under top-k of {k}", faults)
 
 
+@decides("CAT-7", "d1bcb969", door="generate", on=(DICE,), tries=1)
+def test_top_k_of_the_whole_vocabulary_keeps_all(model: Subject, expect: Expect, draw: Draw) -> None:
+    ladder = Rolls(model, "ladder", {"top_k": model.vocab_size})
+    expect.follows(ladder, "share of an id under a top-k of all ids", [ladder.instead(top_k=1)])
+
+
 @decides("CAT-8", "8534ff32", door="generate", on=(DICE,), tries=1)
 def test_top_p_keeps_the_crossing_id(model: Subject, expect: Expect, draw: Draw) -> None:
     """The ladder's sums are 0.36, 0.60, 0.76, 0.86 and on; thresholds stand between them."""
@@ -165,6 +171,19 @@ def test_min_p_is_relative_to_the_greatest(model: Subject, expect: Expect, draw:
         ladder = Rolls(model, "ladder", {"min_p": p})
         faults = [ladder.instead(min_p=absolute), ladder.instead(min_p=0.001)]
         expect.follows(ladder, f"share of an id under min-p of {p:g}", faults)
+
+
+@decides("CAT-10", "2f5f5fb9", door="generate", on=(DICE,), tries=1)
+def test_a_min_p_of_one_leaves_the_most_probable_id(model: Subject, expect: Expect, draw: Draw) -> None:
+    ladder = Rolls(model, "ladder", {"min_p": 1.0})
+    expect.follows(ladder, "share of an id under min-p of 1", [ladder.instead(min_p=0.5), ladder.instead(min_p=0.2)])
+
+
+@decides("CAT-10", "2f5f5fb9", door="generate", on=(DICE,), tries=1)
+def test_min_p_takes_effect_beside_top_p(model: Subject, expect: Expect, draw: Draw) -> None:
+    """Top-p alone would keep one id more; in either order four are left."""
+    ladder = Rolls(model, "ladder", {"min_p": 0.2, "top_p": 0.9})
+    expect.follows(ladder, "share of an id under min-p of 0.2 and top-p of 0.9", [ladder.instead(min_p=0.001)])
 
 
 @decides("CAT-11", "cfefa5c3", door="generate", on=(DICE,), tries=1)

@@ -19,6 +19,7 @@ from lmconform.suite.dsl import (
     decides,
     decoding,
     lengths,
+    rows,
 )
 from lmconform.suite.plan import MAX_TOKENS
 
@@ -72,6 +73,15 @@ def looks_through_its_keys(model: Subject, expect: Expect, scores: Scores) -> No
 def test_a_head_compares_with_the_keys_of_its_group(model: Subject, expect: Expect, draw: Draw, length: int) -> None:
     tokens = switched(model, draw, length)
     looks_through_its_keys(model, expect, model.score(tokens, model.scope.columns)[1:])
+
+
+@decides("GQA-1", "5313a0d9", door="score_batch", on=(DIAL,), lengths=rows(at_most=2))
+def test_a_head_of_each_row_compares_with_the_keys_of_its_group(
+    model: Subject, expect: Expect, draw: Draw, lengths: tuple[int, ...]
+) -> None:
+    batch = [switched(model, draw, length) for length in lengths]
+    for scores in model.score_batch(batch, model.scope.columns):
+        looks_through_its_keys(model, expect, scores)
 
 
 @decides("GQA-1", "5313a0d9", door="session", on=(DIAL,), every_regime=True, sizes=decoding())

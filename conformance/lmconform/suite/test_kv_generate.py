@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from lmconform.checkpoints.poison import Poison
 from lmconform.spec.causal_mask import causal_visible
 from lmconform.suite.dsl import (
+    FIRST_RANDOM,
     POISON,
     Draw,
     Expect,
@@ -27,6 +28,8 @@ CROWD = 9
 """Rows of a crowded call: one more than engines usually run side by side in a small batch."""
 ENDS = (1, 4, 3, 2)
 """New tokens of the rows of a crowded call, in turn."""
+EDGE = 64
+"""A length at which blocks end, whether they hold 8, 16, 32 or 64 tokens."""
 PROMPTS = 3
 """Different prompts of a crowded call."""
 
@@ -122,6 +125,13 @@ def test_the_same_prompt_continues_as_before(model: Subject, expect: Expect, dra
     prompt = draw.tokens(length)
     first, again = (asked(model, expect, prompt) for _ in range(2))
     same_steps(expect, again, first, "log-probabilities of a prompt that was asked before")
+
+
+@decides("KV-10", "cc4612f5", door="generate", on=(FIRST_RANDOM,), tries=1)
+def test_a_prompt_of_whole_blocks_continues_as_before(model: Subject, expect: Expect, draw: Draw) -> None:
+    """All of it is in the prefix cache; the scores of its last token must come from somewhere."""
+    first, again = (asked(model, expect, draw.tokens(EDGE)) for _ in range(2))
+    same_steps(expect, again, first, f"log-probabilities of a prompt of {EDGE} tokens that was asked before")
 
 
 @decides("KV-10", "cc4612f5", door="generate", every_regime=True, span=spans())

@@ -35,6 +35,10 @@ from lmconform.suite.sessions import (
     short_lengths,
 )
 
+FORKED_AT = 17
+"""Tokens that a session holds when a fork of it is forked."""
+EDGE = 64
+"""A length at which blocks end, whether they hold 8, 16, 32 or 64 tokens."""
 TAIL = 3
 """Tokens of each of the two chunks that follow."""
 
@@ -56,6 +60,11 @@ def forks() -> Structure:
     return lambda model: st.tuples(st.sampled_from(short(model)), st.integers(0, 1))
 
 
+def sides() -> Structure:
+    """Which of two sessions goes first."""
+    return lambda model: st.integers(0, 1)
+
+
 def cuts() -> Structure:
     """(length, cut): a session, and what is left of it; often nothing, or all but one token."""
 
@@ -63,6 +72,16 @@ def cuts() -> Structure:
         return st.tuples(st.just(n), st.one_of(st.sampled_from([0, n - 1]), st.integers(0, n - 1)))
 
     return lambda model: st.sampled_from([n for n in model.lengths if n > 1]).flatmap(cut)
+
+
+def deep_cuts() -> Structure:
+    """(length, cut): more is cut off than the first chunk that follows is written over."""
+
+    def cut(n: int) -> st.SearchStrategy[tuple[int, int]]:
+        most = n - TAIL - 1
+        return st.tuples(st.just(n), st.one_of(st.sampled_from([0, most]), st.integers(0, most)))
+
+    return lambda model: st.sampled_from([n for n in model.lengths if n > TAIL]).flatmap(cut)
 
 
 def in_parts(tokens: Tokens, sizes: Sequence[int]) -> list[Tokens]:
@@ -97,8 +116,37 @@ def test_a_fork_and_its_original_go_their_own_ways(
             )
 
 
+@decides("KV-4", "0d0d8168", door="session", on=(FIRST_RANDOM,), tries=2, side=sides())
+def test_a_fork_of_a_fork_goes_its_own_way(model: Subject, expect: Expect, draw: Draw, side: int) -> None:
+    prefix, ways = draw.tokens(FORKED_AT), [tails(draw, FORKED_AT, 0), tails(draw, FORKED_AT, 1)]
+    with model.open() as original:
+        original.extend(prefix)
+        with original.fork() as twin, twin.fork() as last:
+            pair = [twin, last] if side == 0 else [last, twin]
+            heard = [one.extend(way[part]) for part in range(2) for one, way in zip(pair, ways, strict=True)]
+    for number, way in enumerate(ways):
+        _, *wanted = alone(model, [prefix, *way])
+        for part in range(2):
+            expect.close(
+                got=heard[2 * part + number],
+                wanted=wanted[part],
+                fault=(hides(FORKED_AT, FORKED_AT + TAIL), causal_visible) if part else None,
+                what="scores of a fork, or of a fork of it, while the other is extended in turn",
+            )
+
+
 @decides("KV-5", "24c23304", door="session", every_regime=True, cut=cuts())
 def test_a_truncated_session_never_held_more(model: Subject, expect: Expect, draw: Draw, cut: tuple[int, int]) -> None:
+    truncated(model, expect, draw, cut)
+
+
+@decides("KV-5", "24c23304", door="session", on=(FIRST_RANDOM,), tries=1)
+def test_a_session_truncated_to_whole_blocks_never_held_more(model: Subject, expect: Expect, draw: Draw) -> None:
+    truncated(model, expect, draw, (EDGE + 1, EDGE))
+
+
+def truncated(model: Subject, expect: Expect, draw: Draw, cut: tuple[int, int]) -> None:
+    """A session that is cut back and extended scores as one that never held more."""
     length, left = cut
     prefix, way = draw.tokens(length), tails(draw, left, 1)
     with model.open() as session:
@@ -166,7 +214,7 @@ def truncated_poison(model: Subject, expect: Expect, draw: Draw, cut: tuple[int,
         session.truncate(left)
         heard = [session.extend(part) for part in way]
     for got, wanted in zip(heard, alone(model, [prefix, *way])[-2:], strict=True):
-        expect.bites(True)
+        expect.bites(length - left > TAIL)  # what the first chunk is not written over
         expect.close(got=got, wanted=wanted, what=f"scores after {length - left} tokens of poison were cut off")
 
 
@@ -181,7 +229,7 @@ def closed_poison(model: Subject, expect: Expect, draw: Draw, sizes: tuple[int, 
         expect.close(got=got, wanted=wanted, what="scores of a session after one full of poison was closed")
 
 
-@decides("KV-7", "9177d37e", door="session", on=(POISON,), every_regime=True, finite=True, cut=cuts())
+@decides("KV-7", "9177d37e", door="session", on=(POISON,), every_regime=True, finite=True, cut=deep_cuts())
 def test_garbage_that_was_cut_off_changes_nothing(
     model: Subject, expect: Expect, draw: Draw, cut: tuple[int, int]
 ) -> None:
@@ -195,7 +243,7 @@ def test_garbage_of_a_closed_session_changes_nothing(
     closed_poison(model, expect, draw, sizes, model.instrument(Poison).garbage)
 
 
-@decides("KV-8", "5f192282", door="session", on=(POISON,), every_regime=True, finite=True, cut=cuts())
+@decides("KV-8", "5f192282", door="session", on=(POISON,), every_regime=True, finite=True, cut=deep_cuts())
 def test_an_overflow_that_was_cut_off_changes_nothing(
     model: Subject, expect: Expect, draw: Draw, cut: tuple[int, int]
 ) -> None:

@@ -1,11 +1,10 @@
-"""Rotary position embedding: tests of the requirements of ``spec/rope.md``."""
+"""Rotary position embedding: tests of ``spec/rope.md``. Those of longer contexts are in another file."""
 
 from __future__ import annotations
 
 from lmconform.checkpoints import rope_edits
 from lmconform.suite.dsl import (
     FEW_RANDOM,
-    STRETCHED_TURN_SCOPE,
     TURN_SCOPE,
     Draw,
     Edits,
@@ -20,8 +19,8 @@ from lmconform.suite.turning import (
     full_lengths,
     in_chunks,
     last_step,
+    short_and_longest,
     short_long_short,
-    stretched,
     turns,
     two_lengths,
 )
@@ -178,6 +177,15 @@ def test_every_layer_turns_as_the_first_one_does_in_a_prompt(
     )
 
 
+@decides("ROPE-5", "556375a9", door="score", on=(TURN_SCOPE,), length=full_lengths())
+def test_every_layer_turns_by_the_angles_of_the_first(model: Subject, expect: Expect, draw: Draw, length: int) -> None:
+    scope = turns(model)
+    last = model.score(scope.spread(length), scope.columns)[-1:]
+    expect.reading(scope.likeness, layer="further layer", head="pair").signs(
+        last, "likeness of what a pair's turn adds to a score in a layer and in the first layer"
+    )
+
+
 # ROPE-6: values are not turned.
 
 
@@ -265,83 +273,10 @@ def test_cached_keys_keep_their_angles_while_decoding(model: Subject, expect: Ex
     )
 
 
-# ROPE-9, ROPE-10, ROPE-11: scaling, and how config.json asks for it.
-
-
-@decides("ROPE-9", "9c9f7f6b", door="score", on=(TURN_SCOPE,))
-def test_linear_scaling_stretches_distances(model: Subject, expect: Expect, draw: Draw) -> None:
-    scope = turns(model)
-    plain, far = stretched(model, draw)
-    expect.reading(scope.share, head="quiet head").close(
-        got=model.edited("linear-rope").score(far, scope.columns)[-1:],
-        wanted=model.score(plain, scope.columns)[-1:],
-        fault=Edits(rope_edits.unscaled),
-        what="share of a content token, factor times as far away",
-    )
-
-
-@decides("ROPE-9", "9c9f7f6b", door="generate", on=(TURN_SCOPE,))
-def test_linear_scaling_stretches_distances_in_a_prompt(model: Subject, expect: Expect, draw: Draw) -> None:
-    plain, far = stretched(model, draw)
-    expect.reading(turns(model).share, head="quiet head").close(
-        got=last_step(model.edited("linear-rope"), far),
-        wanted=last_step(model, plain),
-        fault=Edits(rope_edits.unscaled),
-        what="share of a content token, factor times as far away",
-    )
-
-
-@decides("ROPE-10", "8acdd309", door="score", on=(STRETCHED_TURN_SCOPE,), length=full_lengths())
-def test_llama3_scaling_sets_each_frequency(model: Subject, expect: Expect, draw: Draw, length: int) -> None:
-    scope = turns(model)
-    last = model.score(scope.spread(length), scope.columns)[-1:]
-    expect.reading(scope.turn, head="pair").agrees(
-        last, "what a pair's turn adds to a score", fault=rope_edits.unscaled
-    )
-
-
-@decides("ROPE-10", "8acdd309", door="generate", on=(STRETCHED_TURN_SCOPE,), length=full_lengths())
-def test_llama3_scaling_sets_each_frequency_in_a_prompt(
-    model: Subject, expect: Expect, draw: Draw, length: int
-) -> None:
-    scope = turns(model)
-    last = last_step(model, scope.spread(length))
-    expect.reading(scope.turn, head="pair").agrees(
-        last, "what a pair's turn adds to a score", fault=rope_edits.unscaled
-    )
-
-
-@decides("ROPE-11", "66389994", door="score", on=(STRETCHED_TURN_SCOPE,), length=full_lengths())
-def test_both_spellings_mean_the_same(model: Subject, expect: Expect, draw: Draw, length: int) -> None:
-    scope = turns(model)
-    tokens = scope.spread(length)
-    older, newer = (model.edited(f"{which}-rope-spelling").score(tokens, scope.columns) for which in ("older", "newer"))
-    expect.reading(scope.share, head="quiet head").close(
-        got=older,
-        wanted=newer,
-        fault=Edits(rope_edits.of_base_10_000),
-        what="share of a content token, RoPE in the older spelling",
-    )
-
-
-@decides("ROPE-11", "66389994", door="generate", on=(STRETCHED_TURN_SCOPE,), length=full_lengths())
-def test_both_spellings_mean_the_same_in_a_prompt(model: Subject, expect: Expect, draw: Draw, length: int) -> None:
-    scope = turns(model)
-    older, newer = (
-        last_step(model.edited(f"{which}-rope-spelling"), scope.spread(length)) for which in ("older", "newer")
-    )
-    expect.reading(scope.share, head="quiet head").close(
-        got=older,
-        wanted=newer,
-        fault=Edits(rope_edits.of_base_10_000),
-        what="share of a content token, RoPE in the older spelling",
-    )
-
-
 # ROPE-12: an engine's past changes no angle.
 
 
-@decides("ROPE-12", "e19b5f28", door="score", on=(TURN_SCOPE,), lengths=two_lengths())
+@decides("ROPE-12", "e19b5f28", door="score", on=(TURN_SCOPE,), lengths=short_and_longest())
 def test_a_longer_sequence_changes_no_later_score(
     model: Subject, expect: Expect, draw: Draw, lengths: tuple[int, int]
 ) -> None:
@@ -354,7 +289,7 @@ def test_a_longer_sequence_changes_no_later_score(
     )
 
 
-@decides("ROPE-12", "e19b5f28", door="session", on=(TURN_SCOPE,), lengths=two_lengths())
+@decides("ROPE-12", "e19b5f28", door="session", on=(TURN_SCOPE,), lengths=short_and_longest())
 def test_a_longer_session_changes_no_later_score(
     model: Subject, expect: Expect, draw: Draw, lengths: tuple[int, int]
 ) -> None:
@@ -367,7 +302,7 @@ def test_a_longer_session_changes_no_later_score(
     )
 
 
-@decides("ROPE-12", "e19b5f28", door="generate", on=(TURN_SCOPE,), lengths=two_lengths())
+@decides("ROPE-12", "e19b5f28", door="generate", on=(TURN_SCOPE,), lengths=short_and_longest())
 def test_a_longer_prompt_changes_no_later_step(
     model: Subject, expect: Expect, draw: Draw, lengths: tuple[int, int]
 ) -> None:

@@ -6,11 +6,12 @@ They run on a tape, which plays known tokens. What is expected comes from the pa
 from __future__ import annotations
 
 from lmconform.adapter import NotOffered, Refused, Request
+from lmconform.checkpoints.dice import ENDS, Dice
 from lmconform.checkpoints.eos import EOS, NAMED
 from lmconform.checkpoints.tape import FIRST_SPELLED
 from lmconform.spec.stop_conditions import cut
-from lmconform.suite.dsl import Draw, Expect, Subject
-from lmconform.suite.endings import endings, expect_ending, expect_text, text_of
+from lmconform.suite.dsl import DICE, Draw, Expect, Subject, decides
+from lmconform.suite.endings import endings, ends_by_its_tokens, expect_ending, expect_text, text_of
 from lmconform.suite.scripts import (
     MOST,
     ask,
@@ -27,6 +28,7 @@ from lmconform.suite.scripts import (
     sizes,
     spelled,
     string_at,
+    stuttering,
     tape,
 )
 
@@ -45,6 +47,21 @@ def test_a_row_ends_at_a_stop_id(
     expect_ending(expect, got, endings(model, request), "tokens of a row with stop ids")
 
 
+@decides("STOP-1", "fbabc3e5", door="generate", on=(DICE,), tries=2, seed=number(0, 999))
+def test_a_row_ends_at_the_first_and_at_the_last_id(model: Subject, expect: Expect, draw: Draw, seed: int) -> None:
+    """Each step draws the first or the last id of the vocabulary, and one of them is a stop id."""
+    prompt = (model.instrument(Dice).start(ENDS),)
+    for stop in (0, model.vocab_size - 1):
+        (got,) = model.generate([Request(prompt, 2 * MOST, temperature=1.0, seed=seed, stop_ids=(stop,))])
+        expect.bites(True)
+        expect.holds(
+            ends_by_its_tokens(got, (stop,), 2 * MOST, model.choices.stop_token),
+            f"end of a row with the stop id {stop}",
+            f"{got.tokens} for the reason {got.finish_reason!r}",
+            f"the end at the first id {stop}, or after {2 * MOST} tokens",
+        )
+
+
 @on_tape("STOP-2", "db51a697", which=number(0, 2), n=number(1, 6), late=flag())
 def test_a_row_ends_at_an_eos_id(model: Subject, expect: Expect, draw: Draw, which: int, n: int, late: bool) -> None:
     """A stop id beside the EOS ids, some tokens later, takes nothing away from them."""
@@ -60,10 +77,11 @@ def test_a_row_ends_at_an_eos_id(model: Subject, expect: Expect, draw: Draw, whi
 def test_a_row_ends_at_an_eos_id_of_a_declared_file(
     model: Subject, expect: Expect, draw: Draw, which: int, n: int, place: int
 ) -> None:
+    """The simplest example, which is tried first, is of the last copy: each of its files names another id."""
     copies = [edit for edit in NAMED if edit != "eos" and named(model, edit)]
     if model.choices.eos_files is None or not copies:
         raise NotOffered("a declaration of the files that it reads EOS ids from (Choices.eos_files)")
-    edit = copies[place % len(copies)]
+    edit = copies[-1 - place % len(copies)]
     eos = named(model, edit)
     request = ask(model, tape(model).before(eos[which % len(eos)], n), eos=True)
     (got,) = model.edited(edit).generate([request])
@@ -192,6 +210,31 @@ def test_a_row_ends_at_a_stop_string(
     expect_ending(expect, got, endings(model, request), "tokens of a row with stop strings")
 
 
+@on_tape("STOP-9", "db7aeb27", last=spelled(), n=number(3, 9))
+def test_a_stop_string_may_begin_two_tokens_before_its_last(
+    model: Subject, expect: Expect, draw: Draw, last: int, n: int
+) -> None:
+    first, whole, rest = tape(model).text(play(model, last)[n - 3 : n])
+    request = ask(model, last, stop_strings=(first[-1] + whole + rest[0],))
+    (got,) = model.generate([request])
+    text_of(got)
+    expect.bites(True)
+    expect_ending(expect, got, endings(model, request), "tokens of a row with a stop string over three tokens")
+
+
+@on_tape("STOP-9", "db7aeb27", start=stuttering())
+def test_a_stop_string_may_come_after_its_own_beginning(
+    model: Subject, expect: Expect, draw: Draw, start: tuple[int, str]
+) -> None:
+    """As "ab" comes in "aab": the second letter ends one attempt and begins the next."""
+    last, string = start
+    request = ask(model, last, stop_strings=(string,))
+    (got,) = model.generate([request])
+    text_of(got)
+    expect.bites(True)
+    expect_ending(expect, got, endings(model, request), "tokens of a row whose stop string comes late")
+
+
 @on_tape(
     "STOP-10",
     "c9fd322c",
@@ -210,6 +253,17 @@ def test_the_text_holds_its_stop_string_or_nothing_of_it(
     legal = endings(model, request)
     expect.bites(legal[0].end[1] == "stop")
     expect_text(model, expect, got, legal, "text of a row that a stop string ends")
+
+
+@on_tape("STOP-10", "c9fd322c", last=plain(), most=number(2, 9), size=number(1, 2))
+def test_the_text_holds_the_string_that_the_last_token_completes_or_nothing_of_it(
+    model: Subject, expect: Expect, draw: Draw, last: int, most: int, size: int
+) -> None:
+    string = string_at(model, play(model, last), most, 0, size)
+    request = ask(model, last, max_new_tokens=most, stop_strings=(string,))
+    (got,) = model.generate([request])
+    expect.bites(True)
+    expect_text(model, expect, got, endings(model, request), "text of a row that a stop string ends at its limit")
 
 
 @on_tape("STOP-10", "c9fd322c", last=repeating(), least=number(1, 4), size=number(1, 2))

@@ -29,6 +29,16 @@ def two_lengths() -> Structure:
     return strategy
 
 
+def short_and_longest() -> Structure:
+    """(shorter, longest): what an engine keeps of a long sequence, it keeps of the longest."""
+
+    def strategy(model: Subject) -> st.SearchStrategy[tuple[int, ...]]:
+        longest = max(model.lengths)
+        return st.sampled_from([n for n in model.lengths if FULL <= n < longest]).map(lambda n: (n, longest))
+
+    return strategy
+
+
 def turns(model: Subject) -> TurnScope:
     """The instrument of a turn scope."""
     return model.instrument(TurnScope)

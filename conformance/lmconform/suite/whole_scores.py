@@ -59,11 +59,13 @@ class ScoreWords(Words):
             raise Unfit(f"legal errors are {budget.size:.2g} beside a spread of {budget.spread:.2g}")
         return truth, budget
 
-    def tokens(self, *, prompt: Tokens, got: Tokens, wanted: Tokens, what: str) -> None:
+    def tokens(self, *, prompt: Tokens, got: Tokens, wanted: Tokens, what: str, fault: Fault | None = None) -> None:
         """Two greedy continuations of ``prompt`` are the same tokens.
 
         A token is judged where the oracle's best score leads the second by far more than two legal errors. Where the
-        continuations part undecided, the rest has other contexts and is not compared.
+        continuations part undecided, the rest has other contexts and is not compared. ``fault`` is what a wrong engine
+        makes of both, as in ``close``: the example bites if such an engine would choose other tokens for one of them.
+        Without it the example bites if a token is judged.
         """
         for step, (mine, other) in enumerate(zip(got, wanted, strict=False)):
             context = prompt + wanted[:step]
@@ -71,7 +73,8 @@ class ScoreWords(Words):
             second, first = np.partition(row, -2)[-2:]
             lead, error = float(first - second), 2 * budget.largest
             decided = lead > CERTAIN * error
-            self.bites(decided)
+            if decided and not self.bit:
+                self.bites(fault is None or self._parts(context, fault, error))
             if not decided:
                 self._tally.unresolved.append(f"a lead of {lead:.2g} beside legal errors of {error:.2g}")
             if mine != other and decided:
@@ -88,13 +91,24 @@ class ScoreWords(Words):
         if excess > 1:
             raise Exceeded(_difference(what, left, right, truth, scores, budget))
 
+    def _parts(self, context: Tokens, fault: Fault, error: float) -> bool:
+        """Whether a faulty engine would choose other tokens after ``context`` on one side than on the other."""
+        row = Scores(np.empty((1, 0)), ((context, len(context) - 1),))
+        (got,), (wanted,) = self._sides(row, row, fault)
+        return float(got.max() - got[wanted.argmax()]) > error
+
     def _moved(self, got: Scores, wanted: Scores, fault: Fault) -> Array:
         """The difference between ``got`` and ``wanted`` that a faulty engine would make."""
+        one, other = self._sides(got, wanted, fault)
+        return one - other
+
+    def _sides(self, got: Scores, wanted: Scores, fault: Fault) -> tuple[Array, Array]:
+        """What a faulty engine would give in place of ``got`` and of ``wanted``, centred."""
         if isinstance(fault, Edits):
-            return self._as_edited(got, fault.got) - self._as_edited(wanted, fault.wanted)
+            return self._as_edited(got, fault.got), self._as_edited(wanted, fault.wanted)
         if isinstance(fault, tuple):
-            return self._as_if(got, fault[0]) - self._as_if(wanted, fault[1])
-        return self._as_edited(got, fault) - self._as_edited(wanted, fault)
+            return self._as_if(got, fault[0]), self._as_if(wanted, fault[1])
+        return self._as_edited(got, fault), self._as_edited(wanted, fault)
 
     def _as_if(self, scores: Scores, mask: Mask) -> Array:
         return _centred_columns(self._subject.as_if(mask, scores.places), scores)
