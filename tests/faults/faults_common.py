@@ -1,23 +1,42 @@
-"""Judging one requirement of one engine, in its default regime."""
+"""Judging some requirements of one engine, in one regime. All engines of a process share the oracles."""
 
+import atexit
+from collections.abc import Mapping
+
+from lmconform.spec import requirements
 from lmconform.suite.bench import Bench, Record
 from lmconform.suite.modules import decisions
-from lmconform.suite.plan import Case, Plan, Profile
+from lmconform.suite.plan import Plan, Profile
+from lmconform.suite.stock import Stock
 from lmconform.transport.client import Connection, EngineSpec
 
 PROFILE = Profile("quick", 5, 2, 1, False, 600, "five examples on one random checkpoint")
+STOCK = Stock()
+atexit.register(STOCK.remove)
 
 
-def judge(target: str, requirement: str) -> list[Record]:
-    """All tests of one requirement, in the engine's default regime."""
-    connection = Connection.start(EngineSpec(target, in_process=True))
-    bench = Bench(connection, Plan(connection, PROFILE, seed=0), deadline=float("inf"))
+def judge(
+    target: str,
+    *wanted: str,
+    regime: str | None = None,
+    seed: int = 0,
+    options: Mapping[str, str] | None = None,
+    small: bool = False,
+) -> list[Record]:
+    """All tests of some requirements in the engine's default regime, or those that a run enters in another one.
+
+    Failures are made ``small`` only if that is asked for.
+    """
+    connection = Connection.start(EngineSpec(target, in_process=True, options=options or {}))
+    unshrunk = () if small else requirements()
+    bench = Bench(connection, Plan(connection, PROFILE, seed), float("inf"), stock=STOCK, unshrunk=unshrunk)
     try:
         return [
-            bench.judge(spec, Case(case.checkpoint))
+            bench.judge(spec, case)
             for spec in decisions()
-            if spec.requirement == requirement
-            for case in bench.plan.cases(spec.on, every_regime=False)
+            if spec.requirement in wanted
+            for case in bench.plan.cases(spec.on, every_regime=spec.every_regime)
+            if case.regime == regime
         ]
     finally:
         bench.close()

@@ -10,6 +10,11 @@ from lmconform.faults.fault import Fault
 from refdecoder import Attention
 from refdecoder.cache import Cache
 
+BLOCK, TILE = 64, 32
+"""Keys that a kernel reads at a time, and the least it takes."""
+TABLE = 100
+"""Rows of a mask that was made once."""
+
 
 class _OneAhead(Attention):
     def visible(self, positions: Tensor, slots: Tensor) -> Tensor:
@@ -171,17 +176,134 @@ class LoneTokenSeesNothing(Reference):
     attention_class = _EmptyFirst
 
 
+class _EdgeOfABlock(Attention):
+    def visible(self, positions: Tensor, slots: Tensor) -> Tensor:
+        last = positions[:, :, None] == BLOCK - 1
+        return super().visible(positions, slots) | (last & (slots == BLOCK))
+
+
+class LeaksAtTheEdgeOfABlock(Reference):
+    """The last query of the first block of 64 sees the first key of the next one."""
+
+    name = "fault: one key ahead at position 63"
+    attention_class = _EdgeOfABlock
+
+
+class _FirstOfABlock(Attention):
+    def visible(self, positions: Tensor, slots: Tensor) -> Tensor:
+        past = positions[:, :, None] > BLOCK
+        return super().visible(positions, slots) & ~(past & (slots == BLOCK))
+
+
+class HidesTheFirstKeyOfABlock(Reference):
+    """Later queries do not see key 64, the first of its block."""
+
+    name = "fault: key 64 hidden"
+    attention_class = _FirstOfABlock
+
+
+class _WholeTiles(Attention):
+    def visible(self, positions: Tensor, slots: Tensor) -> Tensor:
+        right = super().visible(positions, slots)
+        T, S = right.shape[-2:]
+        return torch.ones_like(right) if T == S and T % TILE == 0 else right
+
+
+class UnmasksWholeTiles(Reference):
+    """A pass whose length is a multiple of 32 is not masked, as if only the last tile, partly filled, asked for it."""
+
+    name = "fault: whole tiles unmasked"
+    attention_class = _WholeTiles
+
+
+class _ShortTable(Attention):
+    def visible(self, positions: Tensor, slots: Tensor) -> Tensor:
+        return super().visible(positions, slots) | (positions[:, :, None] >= TABLE)
+
+
+class MaskTableEndsAt100(Reference):
+    """Queries from position 100 on lie past the end of the stored mask, and see all keys of the pass."""
+
+    name = "fault: mask of 100 rows"
+    attention_class = _ShortTable
+
+
+class _LastCached(Attention):
+    def visible(self, positions: Tensor, slots: Tensor) -> Tensor:
+        right = super().visible(positions, slots)
+        first = positions.clamp(min=0).amin(dim=1)[:, None, None]  # [B, 1, 1]
+        return right if positions.shape[1] == 1 else right & (slots != first - 1)
+
+
+class ChunkMissesTheLastCachedKey(Reference):
+    """A chunk of several tokens over a cache does not see the key right before it."""
+
+    name = "fault: last cached key hidden from a chunk"
+    attention_class = _LastCached
+
+
+class _WholeBlocks(Attention):
+    def visible(self, positions: Tensor, slots: Tensor) -> Tensor:
+        right = super().visible(positions, slots)
+        whole = (positions[:, :, None] + 1) // BLOCK * BLOCK  # keys in whole blocks
+        lost = (whole > 0) & (slots >= whole) & (slots < positions[:, :, None])
+        return right & ~lost if positions.shape[1] == 1 else right
+
+
+class DecodesOverWholeBlocksAlone(Reference):
+    """Past 64 keys, a decode step sees whole blocks of 64 and its own key, and not what follows the last block."""
+
+    name = "fault: whole blocks alone in decode steps"
+    attention_class = _WholeBlocks
+
+
+class _LongestRow(Attention):
+    def visible(self, positions: Tensor, slots: Tensor) -> Tensor:
+        if positions.shape[1] > 1:
+            return super().visible(positions, slots)
+        return super().visible(positions.amax(dim=0, keepdim=True).expand_as(positions), slots)
+
+
+class DecodesUpToTheLongestRow(Reference):
+    """In a decode step every row of a batch sees as many slots as the longest."""
+
+    name = "fault: slots of the longest row"
+    attention_class = _LongestRow
+
+
+class _FusedUpperLeft(_UpperLeft):
+    def visible(self, positions: Tensor, slots: Tensor) -> Tensor:
+        if self.form == "sdpa" and positions.shape[1] > 1:
+            return super().visible(positions, slots)
+        return Attention.visible(self, positions, slots)
+
+
+class FusedFormAlignsAtTheUpperLeft(Reference):
+    """The form ``sdpa`` calls its kernel with a causal flag, which is aligned at the upper left."""
+
+    name = "fault: fused form aligned at the upper left"
+    attention_class = _FusedUpperLeft
+
+
 FAULTS = (
-    Fault(LeaksOneAhead, "CM-1", "flashinfer#348"),
-    Fault(LeaksInTheLastHead, "CM-4", "HipKittens#22"),
-    Fault(MasksTheFirstLayerOnly, "CM-4", "TinyLLM#17"),
-    Fault(ExcludesItself, "CM-2", "vllm#23969"),
-    Fault(ForgetsBeyondABlock, "CM-3", "transformers#39408"),
-    Fault(AlignsChunksAtTheUpperLeft, "CM-5", "pytorch#103082"),
-    Fault(UnmasksAChunkWithHistory, "CM-5", "mlx-node#24"),
-    Fault(MasksWithMinus10, "CM-6", "pytorch#103749"),
-    Fault(MasksWithMinus10000, "CM-6", "pytorch#103749"),
-    Fault(PaddingReachesItsNeighbours, "CM-7", "pytorch#103749"),
-    Fault(UsesTheFirstRowsMask, "CM-8", "transformers#29109"),
-    Fault(LoneTokenSeesNothing, "CM-9", "transformers#30437"),
+    Fault(LeaksOneAhead, "CM-1", "flashinfer#348", "mask.future"),
+    Fault(LeaksInTheLastHead, "CM-4", "HipKittens#22", "mask.future"),
+    Fault(MasksTheFirstLayerOnly, "CM-4", "TinyLLM#17", "mask.future"),
+    Fault(ExcludesItself, "CM-2", "vllm#23969", "mask.past"),
+    Fault(ForgetsBeyondABlock, "CM-3", "transformers#39408", "mask.past"),
+    Fault(AlignsChunksAtTheUpperLeft, "CM-5", "pytorch#103082", "mask.chunk"),
+    Fault(UnmasksAChunkWithHistory, "CM-5", "mlx-node#24", "mask.chunk"),
+    Fault(MasksWithMinus10, "CM-6", "pytorch#103749", "mask.value"),
+    Fault(MasksWithMinus10000, "CM-6", "pytorch#103749", "mask.value"),
+    Fault(PaddingReachesItsNeighbours, "CM-7", "pytorch#103749", "mask.batch"),
+    Fault(UsesTheFirstRowsMask, "CM-8", "transformers#29109", "mask.batch"),
+    Fault(LoneTokenSeesNothing, "CM-9", "transformers#30437", "mask.past"),
+    Fault(LeaksAtTheEdgeOfABlock, "CM-4", "flashinfer#348", "mask.future"),
+    Fault(HidesTheFirstKeyOfABlock, "CM-3", "flashinfer#348", "mask.past"),
+    Fault(UnmasksWholeTiles, "CM-4", "triton-msl#7", "mask.future"),
+    Fault(MaskTableEndsAt100, "CM-1", "attention-gym#31", "mask.future"),
+    Fault(ChunkMissesTheLastCachedKey, "CM-5", "vllm#36580", "mask.chunk"),
+    Fault(DecodesOverWholeBlocksAlone, "CM-5", "flashinfer#58", "mask.past"),
+    Fault(DecodesUpToTheLongestRow, "CM-8", "vllm#41841", "mask.batch"),
+    Fault(FusedFormAlignsAtTheUpperLeft, "CM-5", "pytorch#115111", "mask.chunk", "sdpa"),
 )

@@ -13,7 +13,8 @@ import refdecoder
 from lmconform.adapter import Model, Needs
 from lmconform.engines.reference import Reference, ReferenceModel
 from lmconform.faults.fault import Fault
-from refdecoder.gpt2 import GPT2MLP, LayerNorm, Projection
+from refdecoder.cache import Cache
+from refdecoder.gpt2 import GPT2MLP, GPT2Attention, LayerNorm, Projection
 from refdecoder.model import Attention, Block
 
 
@@ -136,12 +137,96 @@ class LayerNormEps1e6(Reference):
         return decoder
 
 
+# --- alive in part of a family ----------------------------------------------------------------------------------------
+
+
+class InterleavesGateAndUp(_Recut):
+    """phi3: rows of gate_up_proj are taken in turn for gate_proj and for up_proj."""
+
+    name = "fault: gate_up_proj read in turn"
+
+    def recut(self, layer: Block) -> None:
+        mlp = layer.mlp
+        rows = torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight])  # as it is stored
+        for projection, part in ((mlp.gate_proj, rows[::2]), (mlp.up_proj, rows[1::2])):
+            projection.weight = nn.Parameter(part, requires_grad=False)
+
+
+class _ByHead(GPT2Attention):
+    def forward(self, x: Tensor, positions: Tensor, cache: Cache) -> Tensor:
+        q, k, v = self.c_attn(x).unflatten(-1, (self.heads, 3, -1)).unbind(3)  # [B, T, H, 3, D] to three [B, T, H, D]
+        return self.c_proj(self.gather(q, k, v, positions, cache))
+
+
+class CutsCAttnByHead(_Swapped):
+    """gpt2: the columns of c_attn are read head by head, query, key and value of each."""
+
+    name = "fault: gpt2 c_attn cut by heads"
+    parts: ClassVar = {".attn": _ByHead}
+
+
+class _ByLayer(GPT2Attention):
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> Tensor:
+        return super().attend(q / (self.layer_index + 1), k, v, visible)
+
+
+class DividesScoresByTheLayer(_Swapped):
+    """gpt2: attention scores are divided by the number of the layer, from 1 on, which the checkpoint does not ask."""
+
+    name = "fault: gpt2 scores divided by the layer"
+    parts: ClassVar = {".attn": _ByLayer}
+
+
+class _Columns(nn.Embedding):
+    before: Tensor | int = 0
+    """Columns of padding before each row, [B, 1]."""
+
+    def forward(self, positions: Tensor) -> Tensor:
+        return super().forward((positions + self.before).clamp(max=self.num_embeddings - 1))
+
+
+class _ByColumn(refdecoder.GPT2):
+    def forward(self, tokens: Tensor, positions: Tensor, cache: Cache, last: bool = False) -> Tensor:
+        started = (positions >= 0).int().cummax(dim=1).values
+        vars(self.wpe)["before"] = (1 - started).sum(dim=1, keepdim=True)
+        return super().forward(tokens, positions, cache, last)
+
+
+class CountsThePaddingOnTheLeft(_Swapped):
+    """gpt2: in a batch that is padded on the left, positions are counted from the padding."""
+
+    name = "fault: gpt2 padding counted"
+    parts: ClassVar = {"wpe": _Columns}
+
+    def build_gpt2(self, config: refdecoder.GPT2Config, attention: str) -> refdecoder.GPT2:
+        decoder = super().build_gpt2(config, attention)
+        decoder.__class__ = _ByColumn
+        return decoder
+
+
+class _NoBias(LayerNorm):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) - self.bias
+
+
+class LastNormWithoutItsBias(_Swapped):
+    """gpt2: the last LayerNorm does not shift."""
+
+    name = "fault: gpt2 last norm without bias"
+    parts: ClassVar = {"ln_f": _NoBias}
+
+
 FAULTS = (
-    Fault(CutsQkvByGroup, "DEC-2", "NVIDIA-NeMo/RL#2802"),
-    Fault(SwapsGateAndUp, "DEC-2", "openvino#32683"),
-    Fault(TransposesTheSquareProjection, "DEC-2", "nntile#370"),
-    Fault(CountsPositionsFromTheChunk, "DEC-2", "mlx-lm#93"),
-    Fault(PositionsOneLater, "DEC-2", "nnsight#672"),
-    Fault(ExactGelu, "DEC-2", "CTranslate2#1658"),
-    Fault(LayerNormEps1e6, "DEC-2", "CTranslate2#951"),
+    Fault(CutsQkvByGroup, "DEC-2", "NVIDIA-NeMo/RL#2802", "decoder.layout"),
+    Fault(SwapsGateAndUp, "DEC-2", "openvino#32683", "decoder.layout"),
+    Fault(TransposesTheSquareProjection, "DEC-2", "nntile#370", "decoder.layout"),
+    Fault(CountsPositionsFromTheChunk, "DEC-2", "mlx-lm#93", "decoder.positions"),
+    Fault(PositionsOneLater, "DEC-2", "nnsight#672", "decoder.positions"),
+    Fault(ExactGelu, "DEC-2", "CTranslate2#1658", "decoder.activation"),
+    Fault(LayerNormEps1e6, "DEC-2", "CTranslate2#951", "norm.eps"),
+    Fault(InterleavesGateAndUp, "DEC-2", "openvino#32683", "decoder.layout"),
+    Fault(CutsCAttnByHead, "DEC-2", "transformers#12004", "decoder.layout"),
+    Fault(DividesScoresByTheLayer, "DEC-2", "transformers#12004", "attention.scale"),
+    Fault(CountsThePaddingOnTheLeft, "DEC-2", "transformers#29109", "decoder.positions", regime="left-padding"),
+    Fault(LastNormWithoutItsBias, "DEC-2", "keys_values#139", "norm.weight"),
 )

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 from torch import nn
 
 import refdecoder
 from lmconform.adapter import Engine
 from lmconform.engines.reference import Reference
+
+Built = TypeVar("Built", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -22,10 +25,24 @@ class Fault:
     """The one requirement that it breaks first of all."""
     seen_in: str
     """A public bug of this kind."""
+    site: str = ""
+    """The place in a decoder's code that is wrong, such as ``rope.pairs``. Faults of one site are a family."""
+    regime: str | None = None
+    """The regime of the engine outside of which it does nothing; None if it shows in the default one."""
 
     @property
     def name(self) -> str:
         return self.engine.__name__
+
+    @property
+    def target(self) -> str:
+        """What ``lmconform check`` takes."""
+        return f"{self.engine.__module__}:{self.name}"
+
+    @property
+    def mechanism(self) -> str:
+        """Prefix of the page whose requirement it breaks, such as ROPE."""
+        return self.requirement.partition("-")[0]
 
     @property
     def summary(self) -> str:
@@ -33,12 +50,17 @@ class Fault:
 
 
 class Rebuilt(Reference):
-    """A reference in which modules of some classes are replaced by faulty ones."""
+    """A reference in which modules of some classes are replaced by others."""
 
-    parts: ClassVar[dict[type[nn.Module], type[nn.Module]]] = {}
+    parts: ClassVar[Mapping[type[nn.Module], type[nn.Module]]] = {}
 
     def build(self, config: refdecoder.DecoderConfig, attention: str) -> refdecoder.Decoder:
-        decoder = super().build(config, attention)
+        return self._rebuilt(super().build(config, attention))
+
+    def build_gpt2(self, config: refdecoder.GPT2Config, attention: str) -> refdecoder.GPT2:
+        return self._rebuilt(super().build_gpt2(config, attention))
+
+    def _rebuilt(self, decoder: Built) -> Built:
         for module in list(decoder.modules()):
             if type(module) in self.parts:
                 module.__class__ = self.parts[type(module)]

@@ -21,7 +21,7 @@ from refdecoder.cache import Cache
 from refdecoder.rope import rotate
 
 
-class _Mapped(Attention):
+class Mapped(Attention):
     """Every query head gets keys and values of its own, from the KV heads that a fault names."""
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> Tensor:
@@ -37,7 +37,7 @@ class _Mapped(Attention):
         return heads // (len(heads) // H_kv)
 
 
-class _KeysInTurn(_Mapped):
+class _KeysInTurn(Mapped):
     def keys(self, heads: Tensor, H_kv: int) -> Tensor:
         return heads % H_kv
 
@@ -49,7 +49,7 @@ class TakesKeysInTurn(Reference):
     attention_class = _KeysInTurn
 
 
-class _ValuesInTurn(_Mapped):
+class _ValuesInTurn(Mapped):
     def values(self, heads: Tensor, H_kv: int) -> Tensor:
         return heads % H_kv
 
@@ -72,7 +72,7 @@ class ReadsKVHeadsInTurn(Reference):
     attention_class = _BothInTurn
 
 
-class _StraddlingKeys(_Mapped):
+class _StraddlingKeys(Mapped):
     def keys(self, heads: Tensor, H_kv: int) -> Tensor:
         own = super().keys(heads, H_kv)
         tiles = torch.div(heads, 3, rounding_mode="floor") * 3
@@ -86,7 +86,7 @@ class StraddlesTwoGroups(Reference):
     attention_class = _StraddlingKeys
 
 
-class _LastHead(_Mapped):
+class _LastHead(Mapped):
     def values(self, heads: Tensor, H_kv: int) -> Tensor:
         own = super().values(heads, H_kv)
         own[-1] = 0
@@ -100,7 +100,7 @@ class TakesTheFirstValuesInTheLastHead(Reference):
     attention_class = _LastHead
 
 
-class _FirstForAll(_Mapped):
+class _FirstForAll(Mapped):
     def keys(self, heads: Tensor, H_kv: int) -> Tensor:
         return heads * 0 if H_kv == len(heads) else super().keys(heads, H_kv)
 
@@ -184,13 +184,13 @@ class CachesRepeatedHeads(Reference):
 
 
 FAULTS = (
-    Fault(TakesKeysInTurn, "GQA-1", "jax-js#180"),
-    Fault(StraddlesTwoGroups, "GQA-1", "HipKittens#22"),
-    Fault(TakesValuesInTurn, "GQA-2", "axlearn#842"),
-    Fault(TakesTheFirstValuesInTheLastHead, "GQA-2", "FreeToken#177"),
-    Fault(ReadsKVHeadsInTurn, "GQA-3", "jax-js#180"),
-    Fault(CollapsesMultiHead, "GQA-4", "ONNXim#34"),
-    Fault(MultiQueryHasItsOwnScale, "GQA-4", "quant.cpp#61"),
-    Fault(RoundsHeadsDown, "GQA-5", "flash-linear-attention#1029"),
-    Fault(CachesRepeatedHeads, "GQA-6", "torchtune#38"),
+    Fault(TakesKeysInTurn, "GQA-1", "jax-js#180", "heads.keys"),
+    Fault(StraddlesTwoGroups, "GQA-1", "HipKittens#22", "heads.keys"),
+    Fault(TakesValuesInTurn, "GQA-2", "axlearn#842", "heads.values"),
+    Fault(TakesTheFirstValuesInTheLastHead, "GQA-2", "FreeToken#177", "heads.values"),
+    Fault(ReadsKVHeadsInTurn, "GQA-3", "jax-js#180", "heads.keys"),
+    Fault(CollapsesMultiHead, "GQA-4", "ONNXim#34", "heads.count"),
+    Fault(MultiQueryHasItsOwnScale, "GQA-4", "quant.cpp#61", "heads.count"),
+    Fault(RoundsHeadsDown, "GQA-5", "flash-linear-attention#1029", "heads.count"),
+    Fault(CachesRepeatedHeads, "GQA-6", "torchtune#38", "cache.memory"),
 )

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lmconform.engines.reference import Reference
-from lmconform.faults.fault import Fault
+from lmconform.faults.fault import Fault, Rebuilt
 from refdecoder import Attention, Decoder, DecoderConfig
 from refdecoder.cache import Cache
 from refdecoder.rope import cos_sin, rotate
@@ -222,15 +223,98 @@ class ScalesDecodeStepsDifferently(Reference):
     attention_class = _OtherDecodeScale
 
 
+class _AfterTheLastChunk(Attention):
+    """Counts the tokens of the chunk before as all that are cached."""
+
+    sizes: tuple[int, int] = (0, 0)
+
+    def forward(self, x: Tensor, positions: Tensor, cos: Tensor, sin: Tensor, cache: Cache) -> Tensor:
+        first = int(positions[:, 0].amax())
+        before = self.sizes[1] if first else 0
+        self.sizes = (before, x.shape[1])
+        cos, sin = cos_sin((positions - first + before).clamp(min=0), self.config.rope, self.config.head_dim, x.dtype)
+        return super().forward(x, positions, cos, sin, cache)
+
+
+class TakesTheLastChunkForAll(Reference):
+    """A chunk stands behind the length of the chunk before it alone: wrong from the third on."""
+
+    name = "fault: behind the last chunk alone"
+    attention_class = _AfterTheLastChunk
+
+
+class _UnturnedInTheLastLayer(Attention):
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> Tensor:
+        cached, new = k.split([k.shape[2] - q.shape[2], q.shape[2]], dim=2)
+        if cached.shape[2] and self.layer_index == self.config.num_hidden_layers - 1:
+            back = -torch.arange(cached.shape[2], device=k.device)[None]  # [1, S]
+            cos, sin = cos_sin(back, self.config.rope, self.config.head_dim, k.dtype)
+            k = torch.cat([rotate(cached.transpose(1, 2), cos, sin).transpose(1, 2), new], dim=2)
+        return super().attend(q, k, v, visible)
+
+
+class UnturnedKeysInTheLastLayer(Reference):
+    """The last layer caches its keys as they are before RoPE."""
+
+    name = "fault: last layer caches unturned keys"
+    attention_class = _UnturnedInTheLastLayer
+
+
+class _LastNormInPrefill(Decoder):
+    def forward(self, tokens: Tensor, positions: Tensor, cache: Cache, last: bool = False) -> Tensor:
+        decode = tokens.shape[1] == 1 and bool(positions.amax() > 0)
+        right = self.norm
+        self._modules["norm"] = _Weighted(right.weight) if decode else right
+        try:
+            return super().forward(tokens, positions, cache, last)
+        finally:
+            self._modules["norm"] = right
+
+
+class _Weighted(nn.Module):
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight, requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.weight
+
+
+class NoLastNormInDecode(Rebuilt):
+    """Decode steps go without the last norm."""
+
+    name = "fault: no last norm in decode"
+    parts: ClassVar = {Decoder: _LastNormInPrefill}
+
+
+class _Float8(_StoredWrong):
+    def stored(self, keys: Tensor, values: Tensor, rows: Tensor, slots: Tensor) -> Tensor:
+        return values.to(torch.float8_e4m3fn).to(values.dtype)
+
+
+class CachesInFloat8(WithCache):
+    """Values are cached in 8 bits, in an engine of float16 that declares a cache of its own format."""
+
+    name = "fault: cache in float8, undeclared"
+    cache_class = _Float8
+
+    def __init__(self, dtype: str = "float16", **options: Any) -> None:
+        super().__init__(dtype, **options)
+
+
 FAULTS = (
-    Fault(SeesUnwrittenSlots, "KV-1", "transformers#30437"),
-    Fault(ScalesDecodeStepsDifferently, "KV-1", "vllm#42580"),
-    Fault(AddsThePromptTwice, "KV-2", "tiny-llm#46"),
-    Fault(StartsEveryChunkAtZero, "KV-2", "mlx-lm#93"),
-    Fault(StandsOneTooLate, "KV-2", "vllm#10388"),
-    Fault(MovesTheOffsetBetweenKAndQ, "KV-2", "mlx-lm#1699"),
-    Fault(RotatesCachedKeysOneFurther, "KV-2", "llama.cpp#3825"),
-    Fault(CachesTheFirstLayersValues, "KV-3", "transformers#34232"),
-    Fault(CachesKeysAsValues, "KV-3", "transformers#34232"),
-    Fault(WritesLaterChunksOneSlotLate, "KV-3", "vllm#36580"),
+    Fault(SeesUnwrittenSlots, "KV-1", "transformers#30437", "cache.limit"),
+    Fault(ScalesDecodeStepsDifferently, "KV-1", "vllm#42580", "attention.scale"),
+    Fault(AddsThePromptTwice, "KV-2", "tiny-llm#46", "cache.offset"),
+    Fault(StartsEveryChunkAtZero, "KV-2", "mlx-lm#93", "cache.offset"),
+    Fault(StandsOneTooLate, "KV-2", "vllm#10388", "cache.offset"),
+    Fault(MovesTheOffsetBetweenKAndQ, "KV-2", "mlx-lm#1699", "rope.positions"),
+    Fault(RotatesCachedKeysOneFurther, "KV-2", "llama.cpp#3825", "rope.where"),
+    Fault(CachesTheFirstLayersValues, "KV-3", "transformers#34232", "cache.slots"),
+    Fault(CachesKeysAsValues, "KV-3", "transformers#34232", "cache.slots"),
+    Fault(WritesLaterChunksOneSlotLate, "KV-3", "vllm#36580", "cache.slots"),
+    Fault(NoLastNormInDecode, "KV-1", "vllm#42580", "norm.place"),
+    Fault(CachesInFloat8, "KV-1", "vllm#42580", "decoder.precision"),
+    Fault(TakesTheLastChunkForAll, "KV-2", "vllm#10388", "cache.offset"),
+    Fault(UnturnedKeysInTheLastLayer, "KV-2", "llama.cpp#14742", "rope.where"),
 )

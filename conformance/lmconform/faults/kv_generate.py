@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -12,7 +12,9 @@ from lmconform.adapter import Completion, Request
 from lmconform.engines.reference import Reference, ReferenceModel
 from lmconform.faults.fault import Fault
 from lmconform.faults.kv_cache import FaultyCache, WithCache
-from refdecoder.cache import Side
+from refdecoder import Attention
+from refdecoder.cache import Cache, Side
+from refdecoder.rope import cos_sin
 
 
 class _SwappedRows(FaultyCache):
@@ -154,13 +156,105 @@ class CachesEveryQueryHead(WithCache):
     cache_class = _QueryHeads
 
 
+# --- rows and prefixes, in part of the calls --------------------------------------------------------------------------
+
+
+class _LongestRow(Attention):
+    def forward(self, x: Tensor, positions: Tensor, cos: Tensor, sin: Tensor, cache: Cache) -> Tensor:
+        if x.shape[1] == 1:
+            places = positions.amax(dim=0, keepdim=True).expand_as(positions).clamp(min=0)
+            cos, sin = cos_sin(places, self.config.rope, self.config.head_dim, x.dtype)
+        return super().forward(x, positions, cos, sin, cache)
+
+
+class DecodesAtTheLongestRow(Reference):
+    """In a batch, decode steps of all rows are rotated at the position of the longest."""
+
+    name = "fault: decode at the longest row"
+    attention_class = _LongestRow
+
+
+class _PaddingAtZero(FaultyCache):
+    def write(self, layer: int, positions: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        idle = (positions < 0).all(dim=1).nonzero().flatten()  # rows with no token in this pass
+        self.keys[layer, idle, 0] = keys[idle, 0]
+        self.values[layer, idle, 0] = values[idle, 0]
+        return super().write(layer, positions, keys, values)
+
+
+class PaddingTakesSlotZero(WithCache):
+    """A row that waits for longer prompts in chunks gets its padding written to its first slot."""
+
+    name = "fault: padding in slot 0"
+    cache_class = _PaddingAtZero
+
+
+class _TakenOver(ReferenceModel):
+    slots = 4
+
+    def generate(self, requests: Sequence[Request]) -> list[Completion]:
+        done: list[Completion] = []
+        for start in range(0, len(requests), self.slots):
+            wave = [
+                replace(one, prompt=(requests[row - self.slots].prompt[0], *one.prompt[1:])) if start else one
+                for row, one in enumerate(requests[start : start + self.slots], start)
+            ]
+            done += super().generate(wave)
+        return done
+
+
+class KeepsATokenOfTheRowBefore(Reference):
+    """A request that takes over the slot of an ended row keeps that row's first token."""
+
+    name = "fault: first token of the row before"
+    model_class = _TakenOver
+
+
+class _FullHits(ReferenceModel):
+    def generate(self, requests: Sequence[Request]) -> list[Completion]:
+        kept = vars(self).setdefault("_kept", set())
+        hits = [one.prompt in kept and len(one.prompt) % 16 == 0 for one in requests]
+        kept.update(one.prompt for one in requests)
+        return super().generate(
+            [replace(one, prompt=one.prompt[:-1]) if hit else one for one, hit in zip(requests, hits, strict=True)]
+        )
+
+
+class FullHitsGiveThePositionBefore(Reference):
+    """A prompt of whole blocks of 16 that is found in the prefix cache continues from the scores before its end."""
+
+    name = "fault: full prefix hit one position back"
+    model_class = _FullHits
+
+
+class _Doubled(FaultyCache):
+    @property
+    def nbytes(self) -> int:
+        return 2 * super().nbytes
+
+
+class CachesInFloat32(WithCache):
+    """The cache is float32, in an engine of bfloat16 that declares a cache of its own format."""
+
+    name = "fault: cache in float32, undeclared"
+    cache_class = _Doubled
+
+    def __init__(self, dtype: str = "bfloat16", **options: Any) -> None:
+        super().__init__(dtype, **options)
+
+
 FAULTS = (
-    Fault(SwapsTwoRows, "KV-9", "vllm#41841"),
-    Fault(ShiftsRowsWhenOneEnds, "KV-9", "vllm#41841"),
-    Fault(ReusesALiveSlot, "KV-9", "vllm#41841"),
-    Fault(ForgetsTheLastTokenInItsKey, "KV-10", "openvino.genai#3722"),
-    Fault(LooksAtTheFirstBlockAlone, "KV-10", "vllm#49125"),
-    Fault(CutsLongPrompts, "KV-12", "ollama#8099"),
-    Fault(DropsTheOldestTokens, "KV-13", "llama.cpp#3825"),
-    Fault(CachesEveryQueryHead, "KV-14", "torchtune#38"),
+    Fault(SwapsTwoRows, "KV-9", "vllm#41841", "cache.rows"),
+    Fault(ShiftsRowsWhenOneEnds, "KV-9", "vllm#41841", "cache.rows"),
+    Fault(ReusesALiveSlot, "KV-9", "vllm#41841", "cache.rows"),
+    Fault(ForgetsTheLastTokenInItsKey, "KV-10", "openvino.genai#3722", "cache.prefix"),
+    Fault(LooksAtTheFirstBlockAlone, "KV-10", "vllm#49125", "cache.prefix"),
+    Fault(CutsLongPrompts, "KV-12", "ollama#8099", "cache.limit"),
+    Fault(DropsTheOldestTokens, "KV-13", "llama.cpp#3825", "cache.limit"),
+    Fault(CachesEveryQueryHead, "KV-14", "torchtune#38", "cache.memory"),
+    Fault(DecodesAtTheLongestRow, "KV-9", "transformers#29109", "cache.rows"),
+    Fault(PaddingTakesSlotZero, "KV-9", "vllm#41841", "cache.rows", regime="chunked-prefill"),
+    Fault(KeepsATokenOfTheRowBefore, "KV-9", "vllm#41841", "cache.stale"),
+    Fault(FullHitsGiveThePositionBefore, "KV-10", "openvino.genai#3722", "cache.prefix"),
+    Fault(CachesInFloat32, "KV-14", "torchtune#38", "cache.memory"),
 )

@@ -157,13 +157,13 @@ class ReopensWithTheFirstTokenOfAnother(Reference):
 
 
 FAULTS = (
-    Fault(ForksAShallowCopy, "KV-4", "transformers#34232"),
-    Fault(ForksShareTheirLength, "KV-4", "transformers#34232"),
-    Fault(TruncatesWithoutTheLength, "KV-5", "mlx-vlm#1715"),
-    Fault(TruncatesOneTooFew, "KV-5", "transformers#37574"),
-    Fault(SessionsShareSlots, "KV-6", "vllm#41841"),
-    Fault(ReopensWithTheFirstTokenOfAnother, "KV-6", "vllm#41841"),
-    Fault(SubtractsFromStaleScores, "KV-7", "vllm#47305"),
-    Fault(MultipliesStaleValues, "KV-8", "flash-attention#1745"),
-    Fault(ForksUndoATruncation, "KV-11", "mlx-vlm#1715"),
+    Fault(ForksAShallowCopy, "KV-4", "transformers#34232", "cache.fork"),
+    Fault(ForksShareTheirLength, "KV-4", "transformers#34232", "cache.fork"),
+    Fault(TruncatesWithoutTheLength, "KV-5", "mlx-vlm#1715", "cache.truncate"),
+    Fault(TruncatesOneTooFew, "KV-5", "transformers#37574", "cache.truncate"),
+    Fault(SessionsShareSlots, "KV-6", "vllm#41841", "cache.memory"),
+    Fault(ReopensWithTheFirstTokenOfAnother, "KV-6", "vllm#41841", "cache.stale"),
+    Fault(SubtractsFromStaleScores, "KV-7", "vllm#47305", "cache.stale"),
+    Fault(MultipliesStaleValues, "KV-8", "flash-attention#1745", "cache.stale"),
+    Fault(ForksUndoATruncation, "KV-11", "mlx-vlm#1715", "cache.fork"),
 )

@@ -170,17 +170,65 @@ class NoLastNorm(Reference):
         return decoder
 
 
+class PlainNormBeforeTheLastMLP(Reference):
+    """The norm before the last MLP has no weight."""
+
+    name = "fault: no weight before the last MLP"
+
+    def build(self, config: refdecoder.DecoderConfig, attention: str) -> Decoder:
+        decoder = super().build(config, attention)
+        decoder.layers[-1].post_attention_layernorm.__class__ = _Plain
+        return decoder
+
+
+class _Plain(RMSNorm):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x.float(), x.shape[-1:], None, self.eps).to(x.dtype)
+
+
+class _LessOne(RMSNorm):
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.float()
+        square = y.square().sum(dim=-1, keepdim=True) / (x.shape[-1] - 1)
+        return (y * torch.rsqrt(square + self.eps) * self.weight).to(x.dtype)
+
+
+class DividesByOneLess(Rebuilt):
+    """The mean square divides by one less than the width, as a sample's variance does."""
+
+    name = "fault: mean square over one less"
+    parts: ClassVar = {RMSNorm: _LessOne}
+
+
+class _WholeVectors(RMSNorm):
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.float()
+        whole = y[..., : x.shape[-1] // 32 * 32]
+        square = whole.square().sum(dim=-1, keepdim=True) / x.shape[-1]
+        return (y * torch.rsqrt(square + self.eps) * self.weight).to(x.dtype)
+
+
+class LeavesOutTheTailOfTheStream(Rebuilt):
+    """The mean square is summed over vectors of 32 channels, without those that do not fill one."""
+
+    name = "fault: tail left out of the mean square"
+    parts: ClassVar = {RMSNorm: _WholeVectors}
+
+
 FAULTS = (
-    Fault(EpsOfTheEngine, "PNR-4", "CTranslate2#1357"),
-    Fault(EpsOutsideTheRoot, "PNR-5", "flash-linear-attention#508"),
-    Fault(EpsOfTheDefault, "PNR-5", "candle#271"),
-    Fault(NoEps, "PNR-5", "candle#271"),
-    Fault(EpsInTheLastNormAlone, "PNR-5", "CTranslate2#1357"),
-    Fault(LayerNormForRMSNorm, "PNR-6", "keys_values#139"),
-    Fault(OnePlusWeight, "PNR-7", "vllm#42379"),
-    Fault(WeightInTheMeanSquare, "PNR-7", "vllm#3653"),
-    Fault(WeightsOfTheOtherNorm, "PNR-7", "torchtitan#1454"),
-    Fault(WeightOfTheLayerBelow, "PNR-7", "torchtitan#1454"),
-    Fault(NoLastNorm, "PNR-8", "keys_values#139"),
-    Fault(SquaresInFloat16, "PNR-11", "nntrainer#3935"),
+    Fault(EpsOfTheEngine, "PNR-4", "CTranslate2#1357", "norm.eps"),
+    Fault(EpsOutsideTheRoot, "PNR-5", "flash-linear-attention#508", "norm.eps"),
+    Fault(EpsOfTheDefault, "PNR-5", "candle#271", "norm.eps"),
+    Fault(NoEps, "PNR-5", "candle#271", "norm.eps"),
+    Fault(EpsInTheLastNormAlone, "PNR-5", "CTranslate2#1357", "norm.eps"),
+    Fault(LayerNormForRMSNorm, "PNR-6", "keys_values#139", "norm.statistics"),
+    Fault(OnePlusWeight, "PNR-7", "vllm#42379", "norm.weight"),
+    Fault(WeightInTheMeanSquare, "PNR-7", "vllm#3653", "norm.weight"),
+    Fault(WeightsOfTheOtherNorm, "PNR-7", "torchtitan#1454", "norm.weight"),
+    Fault(WeightOfTheLayerBelow, "PNR-7", "torchtitan#1454", "norm.weight"),
+    Fault(NoLastNorm, "PNR-8", "keys_values#139", "norm.place"),
+    Fault(SquaresInFloat16, "PNR-11", "nntrainer#3935", "norm.statistics"),
+    Fault(PlainNormBeforeTheLastMLP, "PNR-7", "torchtitan#1454", "norm.weight"),
+    Fault(DividesByOneLess, "DEC-2", "TransformerCompression#131", "norm.statistics"),
+    Fault(LeavesOutTheTailOfTheStream, "DEC-2", "ROCm/aiter#5044", "norm.statistics"),
 )

@@ -94,7 +94,7 @@ class KernelAlignedAtTheUpperLeft(Tiled):
 
 
 class KernelReadsHeadsInTurn(Tiled):
-    """Query head h reads KV head h % H_kv."""
+    """Query head h of a kernel reads KV head h % H_kv."""
 
     name = "fault: KV head h % H_kv"
 
@@ -168,7 +168,7 @@ class TurnsNeighbours(TorchKernels):
         return positions[:, :, None, None] * frequencies
 
 
-class AnglesInBfloat16(TurnsNeighbours):
+class KernelAnglesInBfloat16(TurnsNeighbours):
     """Positions, frequencies and angles are bfloat16 numbers."""
 
     name = "fault: angles in bfloat16"
@@ -201,7 +201,7 @@ class CountsFrom1(TurnsNeighbours):
         return super().angles(positions + 1, frequencies)
 
 
-class EpsOutsideTheRoot(TorchKernels):
+class KernelEpsOutsideTheRoot(TorchKernels):
     """eps is added to the root of the mean square."""
 
     name = "fault: eps outside the root"
@@ -215,7 +215,7 @@ class EpsOutsideTheRoot(TorchKernels):
         return (wide / (wide.square().mean(dim=-1, keepdim=True).sqrt() + eps) * weight).to(self.dtype)
 
 
-class StatisticsInFloat16(EpsOutsideTheRoot):
+class StatisticsInFloat16(KernelEpsOutsideTheRoot):
     """The mean square is a float16 number."""
 
     name = "fault: norm statistics in float16"
@@ -226,17 +226,17 @@ class StatisticsInFloat16(EpsOutsideTheRoot):
 
 
 FAULTS = (
-    Fault(ScalesByTheDimension, "SDP-1", "tt-metal#56789"),
-    Fault(KernelAlignedAtTheUpperLeft, "CM-5", "flash-attention#282"),
-    Fault(KernelReadsHeadsInTurn, "GQA-1", "jax-js#180"),
-    Fault(MergesWithTheWrongBase, "SDP-10", "sglang#40903"),
-    Fault(ReadsPastTheEnd, "SDP-2", "flash-attention#1745"),
-    Fault(LosesTheLastTile, "CM-3", "flashinfer#58"),
-    Fault(WithoutTheGreatestScore, "SDP-7", "tt-metal#56789"),
-    Fault(TurnsNeighbours, "ROPE-13", "vllm#49323"),
-    Fault(LengthensWhatItTurns, "ROPE-14", "exllamav3#259"),
-    Fault(CountsFrom1, "ROPE-15", "mlx-lm#1699"),
-    Fault(AnglesInBfloat16, "ROPE-16", "transformers#29285"),
-    Fault(EpsOutsideTheRoot, "PNR-5", "candle#271"),
-    Fault(StatisticsInFloat16, "PNR-11", "vllm#3653"),
+    Fault(ScalesByTheDimension, "SDP-1", "tt-metal#56789", "attention.scale"),
+    Fault(KernelAlignedAtTheUpperLeft, "CM-5", "flash-attention#282", "mask.chunk"),
+    Fault(KernelReadsHeadsInTurn, "GQA-1", "jax-js#180", "heads.keys"),
+    Fault(MergesWithTheWrongBase, "SDP-10", "sglang#40903", "attention.merge"),
+    Fault(ReadsPastTheEnd, "SDP-2", "flash-attention#1745", "attention.softmax"),
+    Fault(LosesTheLastTile, "CM-3", "flashinfer#58", "mask.past"),
+    Fault(WithoutTheGreatestScore, "SDP-7", "tt-metal#56789", "attention.softmax"),
+    Fault(TurnsNeighbours, "ROPE-13", "vllm#49323", "rope.pairs"),
+    Fault(LengthensWhatItTurns, "ROPE-14", "exllamav3#259", "rope.scaling"),
+    Fault(CountsFrom1, "ROPE-15", "mlx-lm#1699", "rope.positions"),
+    Fault(KernelAnglesInBfloat16, "ROPE-16", "transformers#29285", "rope.precision"),
+    Fault(KernelEpsOutsideTheRoot, "PNR-5", "candle#271", "norm.eps"),
+    Fault(StatisticsInFloat16, "PNR-11", "vllm#3653", "norm.statistics"),
 )

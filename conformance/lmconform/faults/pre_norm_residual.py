@@ -7,6 +7,8 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor
 
+import refdecoder
+from lmconform.engines.reference import Reference
 from lmconform.faults.fault import Fault, Rebuilt
 from refdecoder.cache import Cache
 from refdecoder.model import MLP, Block, Decoder
@@ -175,17 +177,70 @@ class TiedHeadScaled(Rebuilt):
     parts: ClassVar = {Decoder: _ScaledTiedHead}
 
 
+# In one layer, and for one activation.
+
+
+class PostNormInTheLastLayer(Reference):
+    """The norm of the last MLP stands on the sum, behind it."""
+
+    name = "fault: post-norm in the last layer"
+
+    def build(self, config: refdecoder.DecoderConfig, attention: str) -> Decoder:
+        decoder = super().build(config, attention)
+        decoder.layers[-1].__class__ = _PostMLP
+        return decoder
+
+
+class _PostMLP(Block):
+    def forward(self, x: Tensor, positions: Tensor, cos: Tensor, sin: Tensor, cache: Cache) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), positions, cos, sin, cache)
+        normed: Tensor = self.post_attention_layernorm(x + self.mlp(x))
+        return normed
+
+
+class _HardSwish(MLP):
+    def forward(self, x: Tensor) -> Tensor:
+        activation = F.hardswish if self.activation is F.silu else self.activation
+        out: Tensor = self.down_proj(activation(self.gate_proj(x)) * self.up_proj(x))
+        return out
+
+
+class HardSwishForSilu(Rebuilt):
+    """SiLU is approximated by pieces of straight lines and a parabola."""
+
+    name = "fault: hard swish for SiLU"
+    parts: ClassVar = {MLP: _HardSwish}
+
+
+class _QuickGelu(MLP):
+    def forward(self, x: Tensor) -> Tensor:
+        gate = self.gate_proj(x)
+        gate = gate * (1.702 * gate).sigmoid() if self.activation is F.gelu else self.activation(gate)
+        out: Tensor = self.down_proj(gate * self.up_proj(x))
+        return out
+
+
+class QuickGeluForGelu(Rebuilt):
+    """GELU is approximated by x sigmoid(1.702 x); SiLU is right."""
+
+    name = "fault: quick GELU for GELU"
+    parts: ClassVar = {MLP: _QuickGelu}
+
+
 FAULTS = (
-    Fault(PostNorm, "PNR-1", "llama.cpp#1925"),
-    Fault(ResidualAfterTheNorm, "PNR-1", "nano-vllm#170"),
-    Fault(DropsTheResidualOfAttention, "PNR-1", "BitNet#32"),
-    Fault(DropsTheResidualOfTheMLP, "PNR-1", "BitNet#32"),
-    Fault(DoublesTheResidual, "PNR-1", "BitNet#32"),
-    Fault(ParallelSublayers, "PNR-2", "TransformerLens#1649"),
-    Fault(MLPFirst, "PNR-2", "TransformerLens#1649"),
-    Fault(ScalesTheStream, "PNR-3", "BitNet#32"),
-    Fault(GateAndUpSwapped, "PNR-9", "mlx-lm#767"),
-    Fault(GeluForSilu, "PNR-10", "candle#991"),
-    Fault(SiluWhateverIsNamed, "PNR-10", "candle#991"),
-    Fault(TiedHeadScaled, "PNR-12", "tensai#248"),
+    Fault(PostNorm, "PNR-1", "llama.cpp#1925", "norm.place"),
+    Fault(ResidualAfterTheNorm, "PNR-1", "nano-vllm#170", "residual"),
+    Fault(DropsTheResidualOfAttention, "PNR-1", "BitNet#32", "residual"),
+    Fault(DropsTheResidualOfTheMLP, "PNR-1", "BitNet#32", "residual"),
+    Fault(DoublesTheResidual, "PNR-1", "BitNet#32", "residual"),
+    Fault(ParallelSublayers, "PNR-2", "TransformerLens#1649", "sublayers.order"),
+    Fault(MLPFirst, "PNR-2", "TransformerLens#1649", "sublayers.order"),
+    Fault(ScalesTheStream, "PNR-3", "BitNet#32", "residual"),
+    Fault(GateAndUpSwapped, "PNR-9", "mlx-lm#767", "mlp.gate"),
+    Fault(GeluForSilu, "PNR-10", "candle#991", "mlp.activation"),
+    Fault(SiluWhateverIsNamed, "PNR-10", "candle#991", "mlp.activation"),
+    Fault(TiedHeadScaled, "PNR-12", "tensai#248", "head.scale"),
+    Fault(PostNormInTheLastLayer, "PNR-1", "llama.cpp#1925", "norm.place"),
+    Fault(HardSwishForSilu, "PNR-10", "candle#991", "mlp.activation"),
+    Fault(QuickGeluForGelu, "PNR-10", "CTranslate2#1658", "mlp.activation"),
 )

@@ -22,7 +22,7 @@ LONG_REQUEST = 60
 """Tokens from which StaleBaseAfterALongRequest changes its base."""
 
 
-class _OtherTurn(Attention):
+class OtherTurn(Attention):
     """Attention that turns by other cosines and sines than the decoder hands down."""
 
     def turn(self, positions: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
@@ -51,7 +51,7 @@ class TurnsKeysTwice(Reference):
     attention_class = _KeysTwice
 
 
-class _NarrowAngles(_OtherTurn):
+class _NarrowAngles(OtherTurn):
     def turn(self, positions: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
         f = inverse_frequencies(self.config.rope, self.config.head_dim, torch.float32, positions.device)
         angle = (positions[:, :, None, None] * f).bfloat16().float()  # [B, T, 1, D/2]
@@ -65,7 +65,7 @@ class AnglesInBfloat16(Reference):
     attention_class = _NarrowAngles
 
 
-class _OtherRope(Reference):
+class OtherRope(Reference):
     """Builds the decoder with other RoPE parameters than the checkpoint asks for."""
 
     def rope(self, right: Rope) -> Rope:
@@ -76,7 +76,7 @@ class _OtherRope(Reference):
         return super().build(replace(config, rope=self.rope(config.rope)), attention)
 
 
-class TakesBase10000(_OtherRope):
+class TakesBase10000(OtherRope):
     """The base is 10,000 whatever the checkpoint says."""
 
     name = "fault: base 10,000"
@@ -85,7 +85,7 @@ class TakesBase10000(_OtherRope):
         return replace(right, theta=10_000.0)
 
 
-class _ModelWide(_OtherTurn):
+class _ModelWide(OtherTurn):
     def turn(self, positions: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
         pairs = torch.arange(cos.shape[-1], device=cos.device)
         f = self.config.rope.theta ** (-2 * pairs / (self.config.hidden_size / self.config.num_attention_heads))
@@ -100,7 +100,7 @@ class DividesByHiddenOverHeads(Reference):
     attention_class = _ModelWide
 
 
-class _Reversed(_OtherTurn):
+class _Reversed(OtherTurn):
     def turn(self, positions: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
         return cos.flip(-1), sin.flip(-1)
 
@@ -151,7 +151,7 @@ class TurnsHalfOfTheHead(Reference):
     attention_class = _Half
 
 
-class _Backwards(_OtherTurn):
+class _Backwards(OtherTurn):
     def turn(self, positions: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
         return cos, -sin
 
@@ -163,7 +163,7 @@ class TurnsBackwards(Reference):
     attention_class = _Backwards
 
 
-class _FirstLayer(_OtherTurn):
+class _FirstLayer(OtherTurn):
     def turn(self, positions: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
         return (cos, sin) if self.layer_index == 0 else (torch.ones_like(cos), torch.zeros_like(sin))
 
@@ -188,7 +188,7 @@ class TurnsValues(Reference):
     attention_class = _ValuesToo
 
 
-class _Restart(_OtherTurn):
+class _Restart(OtherTurn):
     def turn(self, positions: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
         first = positions.amin(dim=1, keepdim=True)
         return self.right(positions - first, cos)
@@ -201,9 +201,15 @@ class RestartsPositions(Reference):
     attention_class = _Restart
 
 
-class _Again(Attention):
+class TurnedAgain(Attention):
+    """Cached keys are turned once more, by default in every step of one token."""
+
+    def again(self, positions: Tensor) -> bool:
+        """Whether a pass at ``positions`` [B, T] turns the cached keys."""
+        return positions.shape[1] == 1
+
     def forward(self, x: Tensor, positions: Tensor, cos: Tensor, sin: Tensor, cache: Cache) -> Tensor:
-        if positions.shape[1] == 1:
+        if self.again(positions):
             keys = cache.keys[self.layer_index]  # [B, S, H_kv, D]
             slots = torch.arange(keys.shape[1], device=keys.device)[None]
             cache.keys[self.layer_index] = rotate(
@@ -216,10 +222,10 @@ class TurnsCachedKeysAgain(Reference):
     """A step of one token turns all cached keys once more."""
 
     name = "fault: cached keys turned again"
-    attention_class = _Again
+    attention_class = TurnedAgain
 
 
-class IgnoresLinearScaling(_OtherRope):
+class IgnoresLinearScaling(OtherRope):
     """Rope type ``linear`` is read and not applied."""
 
     name = "fault: linear scaling ignored"
@@ -228,7 +234,7 @@ class IgnoresLinearScaling(_OtherRope):
         return Rope(theta=right.theta) if right.kind == "linear" else right
 
 
-class IgnoresLlama3Scaling(_OtherRope):
+class IgnoresLlama3Scaling(OtherRope):
     """Rope type ``llama3`` is read and not applied."""
 
     name = "fault: llama3 scaling ignored"
@@ -237,7 +243,7 @@ class IgnoresLlama3Scaling(_OtherRope):
         return Rope(theta=right.theta) if right.kind == "llama3" else right
 
 
-class SlowsAllPairsForLlama3(_OtherRope):
+class SlowsAllPairsForLlama3(OtherRope):
     """Rope type ``llama3`` is taken for ``linear``."""
 
     name = "fault: llama3 as linear"
@@ -246,7 +252,7 @@ class SlowsAllPairsForLlama3(_OtherRope):
         return replace(right, kind="linear") if right.kind == "llama3" else right
 
 
-class ReadsTheOlderSpellingAlone(_OtherRope):
+class ReadsTheOlderSpellingAlone(OtherRope):
     """``rope_parameters`` is passed over; without ``rope_theta`` the base is 10,000."""
 
     name = "fault: rope_parameters passed over"
@@ -260,7 +266,7 @@ class ReadsTheOlderSpellingAlone(_OtherRope):
         return right if self.fields.get("rope_scaling") else Rope(theta=self.fields.get("rope_theta") or 10_000.0)
 
 
-class _Stale(_OtherTurn):
+class _Stale(OtherTurn):
     stretched = False
 
     def turn(self, positions: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
@@ -277,21 +283,21 @@ class StaleBaseAfterALongRequest(Reference):
 
 
 FAULTS = (
-    Fault(TurnsKeysTwice, "ROPE-1", "vllm#30384"),
-    Fault(AnglesInBfloat16, "ROPE-1", "transformers#29285"),
-    Fault(TakesBase10000, "ROPE-2", "airllm#369"),
-    Fault(DividesByHiddenOverHeads, "ROPE-2", "onnxruntime-genai#244"),
-    Fault(ReversesFrequencies, "ROPE-2", "DeepSpeed#2782"),
-    Fault(PairsNeighbours, "ROPE-3", "vllm#941"),
-    Fault(TurnsHalfOfTheHead, "ROPE-3", "mlx-lm#1698"),
-    Fault(TurnsBackwards, "ROPE-4", "nanochat#489"),
-    Fault(TurnsInTheFirstLayerOnly, "ROPE-5", "vllm#23918"),
-    Fault(TurnsValues, "ROPE-6", "annotated_deep_learning_paper_implementations#251"),
-    Fault(RestartsPositions, "ROPE-7", "mlx-vlm#1983"),
-    Fault(TurnsCachedKeysAgain, "ROPE-8", "VeloxQuant-MLX#138"),
-    Fault(IgnoresLinearScaling, "ROPE-9", "onnxruntime-genai#2311"),
-    Fault(IgnoresLlama3Scaling, "ROPE-10", "unsloth#6197"),
-    Fault(SlowsAllPairsForLlama3, "ROPE-10", "unsloth#6925"),
-    Fault(ReadsTheOlderSpellingAlone, "ROPE-11", "DeepSpeed#8345"),
-    Fault(StaleBaseAfterALongRequest, "ROPE-12", "vllm#52675"),
+    Fault(TurnsKeysTwice, "ROPE-1", "vllm#30384", "rope.where"),
+    Fault(AnglesInBfloat16, "ROPE-1", "transformers#29285", "rope.precision"),
+    Fault(TakesBase10000, "ROPE-2", "airllm#369", "rope.base"),
+    Fault(DividesByHiddenOverHeads, "ROPE-2", "onnxruntime-genai#244", "rope.base"),
+    Fault(ReversesFrequencies, "ROPE-2", "DeepSpeed#2782", "rope.base"),
+    Fault(PairsNeighbours, "ROPE-3", "vllm#941", "rope.pairs"),
+    Fault(TurnsHalfOfTheHead, "ROPE-3", "mlx-lm#1698", "rope.pairs"),
+    Fault(TurnsBackwards, "ROPE-4", "nanochat#489", "rope.direction"),
+    Fault(TurnsInTheFirstLayerOnly, "ROPE-5", "vllm#23918", "rope.where"),
+    Fault(TurnsValues, "ROPE-6", "annotated_deep_learning_paper_implementations#251", "rope.where"),
+    Fault(RestartsPositions, "ROPE-7", "mlx-vlm#1983", "rope.positions"),
+    Fault(TurnsCachedKeysAgain, "ROPE-8", "VeloxQuant-MLX#138", "rope.where"),
+    Fault(IgnoresLinearScaling, "ROPE-9", "onnxruntime-genai#2311", "rope.scaling"),
+    Fault(IgnoresLlama3Scaling, "ROPE-10", "unsloth#6197", "rope.scaling"),
+    Fault(SlowsAllPairsForLlama3, "ROPE-10", "unsloth#6925", "rope.scaling"),
+    Fault(ReadsTheOlderSpellingAlone, "ROPE-11", "DeepSpeed#8345", "rope.scaling"),
+    Fault(StaleBaseAfterALongRequest, "ROPE-12", "vllm#52675", "rope.base"),
 )

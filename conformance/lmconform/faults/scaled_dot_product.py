@@ -16,7 +16,7 @@ from lmconform.faults.fault import Fault
 from refdecoder import Attention
 
 
-class _Scores(Attention):
+class Scored(Attention):
     """The eager form in parts, one of which a fault replaces."""
 
     def weights(self, q: Tensor, k: Tensor, visible: Tensor) -> Tensor:
@@ -34,7 +34,7 @@ class _Scores(Attention):
         return scores.softmax(dim=-1)
 
 
-class _ByHeadDim(_Scores):
+class _ByHeadDim(Scored):
     def scale_of(self, q: Tensor) -> float:
         return 1 / self.config.head_dim
 
@@ -46,7 +46,7 @@ class DividesByHeadDim(Reference):
     attention_class = _ByHeadDim
 
 
-class _ByWidth(_Scores):
+class _ByWidth(Scored):
     def scale_of(self, q: Tensor) -> float:
         return (self.config.hidden_size // self.config.num_attention_heads) ** -0.5
 
@@ -58,7 +58,7 @@ class TakesTheScaleFromTheWidth(Reference):
     attention_class = _ByWidth
 
 
-class _ByHeads(_Scores):
+class _ByHeads(Scored):
     def scale_of(self, q: Tensor) -> float:
         return float(self.config.num_attention_heads**-0.5)
 
@@ -70,7 +70,7 @@ class TakesTheScaleFromTheHeads(Reference):
     attention_class = _ByHeads
 
 
-class _NotDecoding(_Scores):
+class _NotDecoding(Scored):
     def scale_of(self, q: Tensor) -> float:
         return 1.0 if q.shape[-2] == 1 else self.scale
 
@@ -82,7 +82,7 @@ class ForgetsTheScaleWhileDecoding(Reference):
     attention_class = _NotDecoding
 
 
-class _LastHead(_Scores):
+class _LastHead(Scored):
     def scale_of(self, q: Tensor) -> Tensor:
         scale = q.new_full((*q.shape[1:3], 1, 1), self.scale)  # [H_kv, G, 1, 1]
         scale[-1, -1] = 1
@@ -96,7 +96,7 @@ class ForgetsTheScaleOfTheLastHead(Reference):
     attention_class = _LastHead
 
 
-class _Sink(_Scores):
+class _Sink(Scored):
     def softmax(self, scores: Tensor, visible: Tensor) -> Tensor:
         return F.pad(scores, (1, 0)).softmax(dim=-1)[..., 1:]
 
@@ -108,7 +108,7 @@ class AddsASink(Reference):
     attention_class = _Sink
 
 
-class _AllSlots(_Scores):
+class _AllSlots(Scored):
     def softmax(self, scores: Tensor, visible: Tensor) -> Tensor:
         beyond = (~visible).sum(dim=-1, keepdim=True)  # [B, 1, 1, T, 1]: their scores of -inf are taken for 0
         highest = scores.amax(dim=-1, keepdim=True).clamp(min=0)
@@ -135,7 +135,7 @@ class SaturatesValues(Reference):
     attention_class = _Saturating
 
 
-class _SplitWrong(_Scores):
+class _SplitWrong(Scored):
     def softmax(self, scores: Tensor, visible: Tensor) -> Tensor:
         half = scores.shape[-1] // 2
         if not half:
@@ -155,7 +155,7 @@ class MergesSplitKeysInBaseTwo(Reference):
     attention_class = _SplitWrong
 
 
-class _Biased(_Scores):
+class _Biased(Scored):
     slope = 0.02
 
     def softmax(self, scores: Tensor, visible: Tensor) -> Tensor:
@@ -170,7 +170,7 @@ class PrefersRecentKeys(Reference):
     attention_class = _Biased
 
 
-class _NoMaximum(_Scores):
+class _NoMaximum(Scored):
     def softmax(self, scores: Tensor, visible: Tensor) -> Tensor:
         powers = scores.exp()
         return powers / powers.sum(dim=-1, keepdim=True)
@@ -224,7 +224,7 @@ class SwapsTheLastTwoHeads(Reference):
     attention_class = _LastTwoSwapped
 
 
-class _Training(Attention):
+class Training(Attention):
     rate = 0.0
 
     def weights(self, q: Tensor, k: Tensor, visible: Tensor) -> Tensor:
@@ -235,32 +235,32 @@ class KeepsTraining(Reference):
     """The attention dropout that config.json names acts on every pass."""
 
     name = "fault: attention dropout"
-    attention_class = _Training
+    attention_class = Training
 
     def load(self, checkpoint: Path, needs: Needs) -> Model:
         model = super().load(checkpoint, needs)
         assert isinstance(model, ReferenceModel)
         config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
         for module in model.decoder.modules():
-            if isinstance(module, _Training):
+            if isinstance(module, Training):
                 module.rate = config.get("attention_dropout", 0.0)
         return model
 
 
 FAULTS = (
-    Fault(DividesByHeadDim, "SDP-1", "mlc-llm#3426"),
-    Fault(TakesTheScaleFromTheWidth, "SDP-1", "attorch#14"),
-    Fault(TakesTheScaleFromTheHeads, "SDP-1", "tt-metal#56789"),
-    Fault(ForgetsTheScaleWhileDecoding, "SDP-1", "mlc-llm#3426"),
-    Fault(ForgetsTheScaleOfTheLastHead, "SDP-1", "HipKittens#22"),
-    Fault(AddsASink, "SDP-2", "rocm-libraries#12229"),
-    Fault(SumsOverHiddenSlots, "SDP-2", "vllm#47305"),
-    Fault(SaturatesValues, "SDP-3", "vllm#42580"),
-    Fault(MergesSplitKeysInBaseTwo, "SDP-4", "flashinfer#58"),
-    Fault(ExponentiatesWithoutTheMaximum, "SDP-5", "executorch#18407"),
-    Fault(PrefersRecentKeys, "SDP-6", "vllm#945"),
-    Fault(OverflowsInFloat16, "SDP-7", "FasterTransformer#43"),
-    Fault(MergesHeadsAlongTheWrongAxis, "SDP-8", "transformer-from-scratch#6"),
-    Fault(SwapsTheLastTwoHeads, "SDP-8", "ArcticInference#142"),
-    Fault(KeepsTraining, "SDP-9", "pytorch#124464"),
+    Fault(DividesByHeadDim, "SDP-1", "mlc-llm#3426", "attention.scale"),
+    Fault(TakesTheScaleFromTheWidth, "SDP-1", "attorch#14", "attention.scale"),
+    Fault(TakesTheScaleFromTheHeads, "SDP-1", "tt-metal#56789", "attention.scale"),
+    Fault(ForgetsTheScaleWhileDecoding, "SDP-1", "mlc-llm#3426", "attention.scale"),
+    Fault(ForgetsTheScaleOfTheLastHead, "SDP-1", "HipKittens#22", "attention.scale"),
+    Fault(AddsASink, "SDP-2", "rocm-libraries#12229", "attention.softmax"),
+    Fault(SumsOverHiddenSlots, "SDP-2", "vllm#47305", "attention.softmax"),
+    Fault(SaturatesValues, "SDP-3", "vllm#42580", "attention.values"),
+    Fault(MergesSplitKeysInBaseTwo, "SDP-4", "flashinfer#58", "attention.merge"),
+    Fault(ExponentiatesWithoutTheMaximum, "SDP-5", "executorch#18407", "attention.softmax"),
+    Fault(PrefersRecentKeys, "SDP-6", "vllm#945", "attention.bias"),
+    Fault(OverflowsInFloat16, "SDP-7", "FasterTransformer#43", "attention.softmax"),
+    Fault(MergesHeadsAlongTheWrongAxis, "SDP-8", "transformer-from-scratch#6", "heads.order"),
+    Fault(SwapsTheLastTwoHeads, "SDP-8", "ArcticInference#142", "heads.order"),
+    Fault(KeepsTraining, "SDP-9", "pytorch#124464", "attention.softmax"),
 )

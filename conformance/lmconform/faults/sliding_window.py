@@ -12,6 +12,9 @@ from refdecoder import Attention
 from refdecoder.cache import Cache
 from refdecoder.rope import cos_sin
 
+LONG = 64
+"""Positions from which LongSequencesHaveNoWindow takes another kernel."""
+
 
 class _Resized(Attention):
     """The window is replaced when the layer is built."""
@@ -206,17 +209,67 @@ class TakesTheWindowOfTheLongestRow(Reference):
     attention_class = _LongestRow
 
 
+class _WiderStep(_Otherwise):
+    def within(self, window: int, positions: Tensor, slots: Tensor) -> Tensor:
+        return slots > positions[:, :, None] - window - int(positions.shape[1] == 1)
+
+
+class DecodesThroughAWiderWindow(Reference):
+    """A decode step sees W + 1 positions, as a kernel does that counts those to the left."""
+
+    name = "fault: window of W + 1 in decode steps"
+    attention_class = _WiderStep
+
+
+class _LongUnwindowed(_Unwindowed):
+    def forgets(self, positions: Tensor) -> bool:
+        return int(positions.amax()) >= LONG
+
+
+class LongSequencesHaveNoWindow(Reference):
+    """A pass that reaches position 64 runs in a kernel that knows no window."""
+
+    name = "fault: window ignored from position 64 on"
+    attention_class = _LongUnwindowed
+
+
+class _Dropped(_Otherwise):
+    furthest: Tensor
+    """Last position that each row has held before this pass, [B, 1, 1]."""
+
+    def forward(self, x: Tensor, positions: Tensor, cos: Tensor, sin: Tensor, cache: Cache) -> Tensor:
+        self.furthest = vars(cache).get("furthest", torch.full_like(positions[:, :1, None], -1))
+        out = super().forward(x, positions, cos, sin, cache)
+        if self.layer_index == self.config.num_hidden_layers - 1:
+            vars(cache)["furthest"] = self.furthest.maximum(positions.amax(dim=1)[:, None, None])
+        return out
+
+    def within(self, window: int, positions: Tensor, slots: Tensor) -> Tensor:
+        dropped = (slots <= self.furthest - window) & (slots < _first(positions))
+        return (slots > positions[:, :, None] - window) & ~dropped
+
+
+class TruncationFindsDroppedKeys(Reference):
+    """A truncated session misses the keys that had left the window before, and that its new end should see again."""
+
+    name = "fault: dropped keys missing after a truncation"
+    attention_class = _Dropped
+
+
 FAULTS = (
-    Fault(WindowOneTooNarrow, "CM-10", "vllm#3385"),
-    Fault(TakesTheWindowOfTheLongestRow, "CM-10", "transformers#29109"),
-    Fault(OwnPositionNotCounted, "CM-11", "onnxruntime#25927"),
-    Fault(IgnoresTheWindow, "CM-11", "mobius#371"),
-    Fault(SlidesByBlocks, "CM-11", "vllm#23969"),
-    Fault(CountsTheWindowFromTheChunk, "CM-11", "openvino#35253"),
-    Fault(DecodesWithoutTheWindow, "CM-12", "mistral.rs#246"),
-    Fault(ChunksWithoutTheWindow, "CM-12", "vllm#15738"),
-    Fault(CountsTheWindowFromTheRow, "CM-12", "openvino#35253"),
-    Fault(DropsAKeyEarly, "CM-12", "transformers#37574"),
-    Fault(CountsPositionsFromTheOldestKey, "CM-12", "efficient-transformers#1250"),
-    Fault(WindowInEveryOtherLayer, "CM-13", "transformers#31775"),
+    Fault(WindowOneTooNarrow, "CM-10", "vllm#3385", "mask.window"),
+    Fault(TakesTheWindowOfTheLongestRow, "CM-10", "transformers#29109", "mask.window"),
+    Fault(OwnPositionNotCounted, "CM-11", "onnxruntime#25927", "mask.window"),
+    Fault(IgnoresTheWindow, "CM-11", "mobius#371", "mask.window"),
+    Fault(SlidesByBlocks, "CM-11", "vllm#23969", "mask.window"),
+    Fault(CountsTheWindowFromTheChunk, "CM-11", "openvino#35253", "mask.window"),
+    Fault(DecodesWithoutTheWindow, "CM-12", "mistral.rs#246", "mask.window"),
+    Fault(ChunksWithoutTheWindow, "CM-12", "vllm#15738", "mask.window"),
+    Fault(CountsTheWindowFromTheRow, "CM-12", "openvino#35253", "mask.window"),
+    Fault(DropsAKeyEarly, "CM-12", "transformers#37574", "cache.slots"),
+    Fault(CountsPositionsFromTheOldestKey, "CM-12", "efficient-transformers#1250", "rope.positions"),
+    Fault(WindowInEveryOtherLayer, "CM-13", "transformers#31775", "mask.window"),
+    Fault(DecodesThroughAWiderWindow, "CM-11", "transformers#39408", "mask.window"),
+    Fault(LongSequencesHaveNoWindow, "CM-13", "vllm#21863", "mask.window"),
+    Fault(TruncationFindsDroppedKeys, "CM-12", "mlx-vlm#1715", "cache.truncate"),
 )

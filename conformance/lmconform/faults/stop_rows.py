@@ -137,13 +137,81 @@ def _cut(one: Completion, count: int) -> Completion:
     return one if len(one.tokens) <= count else replace(one, tokens=one.tokens[:count], finish_reason="length")
 
 
+class _EmptyLast(ReferenceModel):
+    def generate(self, requests: Sequence[Request]) -> list[Completion]:
+        return sorted(super().generate(requests), key=lambda one: not one.tokens)
+
+
+class EmptyRowsComeLast(Reference):
+    """Rows of no tokens are answered after all others, whatever their place in the batch."""
+
+    name = "fault: empty rows come last"
+    model_class = _EmptyLast
+
+
+class _ByPrompt(ReferenceModel):
+    def generate(self, requests: Sequence[Request]) -> list[Completion]:
+        first = {one.prompt: one for one in reversed(requests)}
+        return super().generate([replace(one, stop_ids=first[one.prompt].stop_ids) for one in requests])
+
+
+class KeepsStopsByPrompt(Reference):
+    """Requests of a batch with the same prompt have the stop ids of the first of them."""
+
+    name = "fault: stops kept by prompt"
+    model_class = _ByPrompt
+
+
+class _HeldBack(ReferenceModel):
+    def generate(self, requests: Sequence[Request]) -> list[Completion]:
+        owners = [request for request in requests for _ in range(request.n)]
+        return [
+            replace(one, pieces=one.pieces[:-1])
+            if one.pieces and request.stop_strings and one.finish_reason == "length"
+            else one
+            for request, one in zip(owners, super().generate(requests), strict=True)
+        ]
+
+
+class StreamKeepsWhatItHeldBack(Reference):
+    """A stream that waits for a stop string does not hand out its last piece at the limit."""
+
+    name = "fault: stream keeps its last piece"
+    model_class = _HeldBack
+
+
+class _DropsTheLastId(ReferenceModel):
+    def generate(self, requests: Sequence[Request]) -> list[Completion]:
+        owners = [request for request in requests for _ in range(request.n)]
+        done = super().generate(requests)
+        return [
+            replace(one, tokens=one.tokens[:-1]) if one.finish_reason == "stop" and not request.stop_strings else one
+            for request, one in zip(owners, done, strict=True)
+        ]
+
+
+class DropsTheLastIdOfASequence(Reference):
+    """Of a stop sequence, which is declared to be dropped, the last id is dropped alone."""
+
+    name = "fault: last id of a sequence dropped"
+    model_class = _DropsTheLastId
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.choices = replace(self.choices, stop_token="dropped")
+
+
 FAULTS = (
-    Fault(OneRowEndsTheBatch, "STOP-16", "open-instruct#22"),
-    Fault(UsesTheFirstRowsStops, "STOP-16", "open-instruct#22"),
-    Fault(RunsToTheLongestLimit, "STOP-17", "optimum-habana#1408"),
-    Fault(FillsEndedRows, "STOP-17", "onnxruntime-genai#436"),
-    Fault(CountsCompletionsTogether, "STOP-18", "ms-swift#5025"),
-    Fault(EndsCompletionsTogether, "STOP-18", "open-instruct#22"),
-    Fault(StreamsWhatWasDropped, "STOP-19", "vllm#3574"),
-    Fault(ReturnsADroppedStop, "STOP-20", "dynamo#12562"),
+    Fault(OneRowEndsTheBatch, "STOP-16", "open-instruct#22", "stops.rows"),
+    Fault(UsesTheFirstRowsStops, "STOP-16", "open-instruct#22", "stops.rows"),
+    Fault(RunsToTheLongestLimit, "STOP-17", "optimum-habana#1408", "stops.rows"),
+    Fault(FillsEndedRows, "STOP-17", "onnxruntime-genai#436", "stops.rows"),
+    Fault(CountsCompletionsTogether, "STOP-18", "ms-swift#5025", "stops.rows"),
+    Fault(EndsCompletionsTogether, "STOP-18", "open-instruct#22", "stops.rows"),
+    Fault(StreamsWhatWasDropped, "STOP-19", "vllm#3574", "stops.stream"),
+    Fault(ReturnsADroppedStop, "STOP-20", "dynamo#12562", "stops.ids"),
+    Fault(EmptyRowsComeLast, "STOP-7", "transformers#28579", "stops.rows"),
+    Fault(KeepsStopsByPrompt, "STOP-16", "open-instruct#22", "stops.rows"),
+    Fault(StreamKeepsWhatItHeldBack, "STOP-19", "vllm#3574", "stops.stream"),
+    Fault(DropsTheLastIdOfASequence, "STOP-20", "dynamo#12562", "stops.sequence"),
 )

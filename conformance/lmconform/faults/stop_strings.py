@@ -128,12 +128,72 @@ class CutsAtTheFirstOfTheList(Reference):
     stops_class = _stops(_FirstOfTheList)
 
 
+class _TwoPieces(_Whole):
+    """Looks for strings in what the last two tokens have added."""
+
+    before = 0
+
+    def push(self, token: int, last: bool = False) -> tuple[str, bool]:
+        self.since, self.before = self.before, len(self.text)
+        return super().push(token, last)
+
+    def place(self, string: str, seen: int) -> int:
+        return self.text.find(string, self.since)
+
+
+class LooksAtTwoPieces(Reference):
+    """A stop string is found only inside the text of two tokens."""
+
+    name = "fault: strings over two tokens"
+    stops_class = _stops(_TwoPieces)
+
+
+class _Restarts(_Whole):
+    """Compares character by character, and after a mismatch begins the string again with the character that follows."""
+
+    def place(self, string: str, seen: int) -> int:
+        matched = 0
+        for end, character in enumerate(self.text):
+            matched = matched + 1 if character == string[matched] else 0
+            if matched == len(string):
+                return end - len(string) + 1
+        return -1
+
+
+class RestartsAfterAMismatch(Reference):
+    """A character that ends a partial match is not tried as the beginning of the next one."""
+
+    name = "fault: match starts over"
+    stops_class = _stops(_Restarts)
+
+
+class _LeaksAtTheLimit(_Whole):
+    full = False
+
+    def push(self, token: int, last: bool = False) -> tuple[str, bool]:
+        self.full = last
+        return super().push(token, last)
+
+    def left(self, found: list[tuple[int, str]]) -> str:
+        return self.text if self.full else super().left(found)
+
+
+class LeaksTheStringAtTheLimit(Reference):
+    """A stop string that the last token completes stays in the text."""
+
+    name = "fault: string leaks at the limit"
+    stops_class = _stops(_LeaksAtTheLimit)
+
+
 FAULTS = (
-    Fault(LooksAtSinglePieces, "STOP-9", "mlx-knife#68"),
-    Fault(LooksAtTheEndOfTheText, "STOP-9", "vllm#3572"),
-    Fault(HandsOutHalfAString, "STOP-10", "vllm#3574"),
-    Fault(LeaksTheStopString, "STOP-10", "dynamo#12562"),
-    Fault(KeepsWhatFollowsTheString, "STOP-10", "mlx-knife#68"),
-    Fault(CutsAtAnIgnoredString, "STOP-10", "vllm#46243"),
-    Fault(CutsAtTheFirstOfTheList, "STOP-11", "vllm#49391"),
+    Fault(LooksAtSinglePieces, "STOP-9", "mlx-knife#68", "stops.string"),
+    Fault(LooksAtTheEndOfTheText, "STOP-9", "vllm#3572", "stops.string"),
+    Fault(HandsOutHalfAString, "STOP-10", "vllm#3574", "stops.text"),
+    Fault(LeaksTheStopString, "STOP-10", "dynamo#12562", "stops.text"),
+    Fault(KeepsWhatFollowsTheString, "STOP-10", "mlx-knife#68", "stops.text"),
+    Fault(CutsAtAnIgnoredString, "STOP-10", "vllm#46243", "stops.text"),
+    Fault(CutsAtTheFirstOfTheList, "STOP-11", "vllm#49391", "stops.text"),
+    Fault(LooksAtTwoPieces, "STOP-9", "vllm#3572", "stops.string"),
+    Fault(RestartsAfterAMismatch, "STOP-9", "litgpt#2302", "stops.string"),
+    Fault(LeaksTheStringAtTheLimit, "STOP-10", "vllm#3574", "stops.text"),
 )
