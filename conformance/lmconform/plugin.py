@@ -39,8 +39,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add("--access", default="", metavar="DOORS", help=f"only through these doors: {','.join(DOORS)}")
     add("--seed", type=int, default=None, help="seed of checkpoints and examples (quick: 0; else drawn and printed)")
     add("--checkpoint", metavar="DIR", help="judge the laws on these weights instead of the suite's checkpoints")
+    add("--known", metavar="FILE", help="known failures, as `lmconform known` lists them; strict: a pass fails the run")
     add("--report", metavar="DIR", help="write report.json, records.jsonl and counterexamples there")
     add("--time-limit", type=float, default=60.0, metavar="SECONDS", help="for one call of the engine (default: 60)")
+    add(
+        "--no-controls",
+        action="store_false",
+        dest="controls",
+        help="do not show on planted faults that the suite fails",
+    )
     add("--minutes", type=float, default=None, help="for the whole run; what it does not reach is not-run")
 
 
@@ -117,7 +124,7 @@ def judged(request: pytest.FixtureRequest) -> Callable[[Decides, Case], None]:
     """Judges a test, keeps its record, and ends it as pytest should see it."""
 
     def judge(spec: Decides, case: Case) -> None:
-        record = request.config.stash[RUN].bench.judge(spec, case)
+        record = request.config.stash[RUN].judge(spec, case)
         node: Any = request.node
         node.lmconform = plain(asdict(record))
         node.user_properties += [("requirement", record.requirement), ("verdict", str(record.verdict))]
@@ -129,6 +136,8 @@ def judged(request: pytest.FixtureRequest) -> Callable[[Decides, Case], None]:
 def _conclude(record: Record) -> None:
     if record.verdict in (Verdict.FAIL, Verdict.ERROR):
         pytest.fail(f"{record.requirement} {record.verdict}: {record.reason}", pytrace=False)
+    if record.verdict == Verdict.KNOWN:
+        pytest.xfail(f"{record.requirement} {record.verdict}: {record.reason}")
     if record.verdict != Verdict.PASS:
         pytest.skip(f"{record.requirement} {record.verdict}: {record.reason}")
 

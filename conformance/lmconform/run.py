@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 from threadpoolctl import threadpool_limits
 
+from lmconform.judging.verdict import Verdict
+from lmconform.report.known import Known
 from lmconform.report.results import plain
-from lmconform.suite.bench import Bench
+from lmconform.suite.bench import Bench, Record
 from lmconform.suite.choose import doors, matching
 from lmconform.suite.dsl import Decides
-from lmconform.suite.plan import PROFILES, Plan, given_material
+from lmconform.suite.plan import PROFILES, Case, Plan, given_material
 from lmconform.transport.client import Connection, EngineSpec
 from lmconform.transport.spec import options_of
 
@@ -35,6 +37,8 @@ class Run:
         self.profile = PROFILES[option.profile]
         self.seed = _seed(config)
         self.report = Path(option.report) if option.report else None
+        self.known = Known.read(Path(option.known)).with_reasons() if option.known else None
+        """What fails with a reason; strict."""
         self.spec = EngineSpec(
             option.engine,
             python=option.python,
@@ -43,17 +47,28 @@ class Run:
         )
         material = given_material(Path(option.checkpoint)) if option.checkpoint else None
         self.connection = Connection.start(self.spec, time_limit=option.time_limit)
+        if self.known and self.known.engine != self.connection.description.name:
+            self.connection.close()
+            raise self.known.foreign(self.connection.description.name)
         self.plan = Plan(self.connection, self.profile, self.seed, material)
         # These ask the engine, which may break down: better now than while tests are collected.
         _ = self.plan.shapes, self.plan.operators
         if material is None:  # the oracle's products are small here, and threads of two workers fight over the cores
             threadpool_limits(1, user_api="blas")
         seconds = self.profile.seconds if option.minutes is None else 60 * option.minutes
-        self.bench = Bench(self.connection, self.plan, self.started + seconds, _database(config, self.spec))
+        database, unshrunk = _database(config, self.spec), self.known.entries if self.known else ()
+        self.bench = Bench(self.connection, self.plan, self.started + seconds, database, unshrunk=unshrunk)
 
     def wants(self, spec: Decides) -> bool:
         """Whether --only and --access keep this test."""
         return (self.only is None or spec.requirement in self.only) and (self.doors is None or spec.door in self.doors)
+
+    def judge(self, spec: Decides, case: Case) -> Record:
+        """Run one test on one case. What fails as listed is known; a crash stays an error."""
+        record = self.bench.judge(spec, case)
+        if record.verdict == Verdict.FAIL and self.known and spec.requirement in self.known.entries:
+            record.verdict = Verdict.KNOWN
+        return record
 
     def engine(self) -> dict[str, Any]:
         """What the report says of the engine."""

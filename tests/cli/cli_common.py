@@ -12,6 +12,9 @@ from typing import Any
 
 import cli_engines
 import pytest
+from typer.testing import CliRunner
+
+from lmconform.cli import app
 
 ENGINES = Path(cli_engines.__file__)
 ENVIRONMENT = {
@@ -22,6 +25,8 @@ ENVIRONMENT = {
     "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
 }
 """Wide enough that no sentence is broken, and without plugins that are only slow to load."""
+CHECK = ("-m", "lmconform", "check", "--no-controls")
+"""What Python is started with; the controls have tests of their own."""
 
 
 @dataclass
@@ -58,3 +63,10 @@ def start(arguments: list[str], folder: Path) -> "subprocess.Popen[str]":
         cwd=folder,
         preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )
+
+
+def run(*arguments: object) -> Ended:
+    """A command of lmconform in this process."""
+    result = CliRunner(env={"COLUMNS": "400"}).invoke(app, [str(one) for one in arguments])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return Ended(result.exit_code, result.stdout, result.stderr, Path())

@@ -1,6 +1,7 @@
 """Adapters for the tests of the command line: the spec's oracle as an engine, and the same with one fault."""
 
 import ctypes
+import math
 import os
 import sys
 import time
@@ -131,6 +132,10 @@ With the option ``once`` it does so one time; the file of that name then holds t
 """
 
 
+PADDED_NAN = {"padded-nan": 0, "long-padded-nan": 20}
+"""Faults that give a padded row NaN, and the length that the batch must exceed for it."""
+
+
 class Faulty(Oracle):
     """The oracle with the fault that the option names."""
 
@@ -193,8 +198,8 @@ class FaultyModel(OracleModel):
 
     def score_batch(self, sequences):
         scores = super().score_batch(sequences)
-        if self.engine.fault == "padded-nan":
-            longest = max(map(len, sequences))
+        longest = max(map(len, sequences))
+        if longest > PADDED_NAN.get(self.engine.fault, math.inf):
             for one in scores:
                 one[0] = np.nan if len(one) < longest else one[0]
         return scores

@@ -3,7 +3,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from cli_common import ENGINES, Ended, start
+from cli_common import CHECK, ENGINES, Ended, start
 
 from lmconform.suite import test_causal_mask
 from lmconform.suite.bench import Bench, Record
@@ -29,7 +29,7 @@ def check(command: Callable[..., Ended], tmp_path: Path) -> Callable[..., Ended]
 
     def run(*arguments: object, fault: str = "none", engine: str = f"{ENGINES}:Faulty") -> Ended:
         options = ["--option", f"fault={fault}"] if engine.endswith(":Faulty") else []
-        return command("-m", "lmconform", "check", engine, *options, "--report", "report", *arguments)
+        return command(*CHECK, engine, *options, "--report", "report", *arguments)
 
     return run
 

@@ -4,10 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from cli_common import ENGINES, Ended, start
-from typer.testing import CliRunner
-
-from lmconform.cli import app
+from cli_common import CHECK, ENGINES, Ended, run, start
 
 LEAK = "lmconform.faults.causal_mask:LeaksOneAhead"
 
@@ -17,20 +14,13 @@ def counterexample(tmp_path_factory) -> Path:
     """Of an engine that sees one token ahead."""
     folder = tmp_path_factory.mktemp("leak")
     report = ["--only", "CM-4", "--access", "session", "--report", "report"]
-    run = start(["-m", "lmconform", "check", LEAK, *report], folder)
-    out, err = run.communicate(timeout=100)
-    done = Ended(run.returncode, out, err, folder / "report")
+    process = start([*CHECK, LEAK, *report], folder)
+    out, err = process.communicate(timeout=100)
+    done = Ended(process.returncode, out, err, folder / "report")
     assert done.code == 1, out + err
     assert {one["finding"]["excess"] for one in done.records} == {"inf"}, "legal JSON, though nothing may leak"
     assert done.verdicts == {"CM-4": "fail"}
     return next((folder / "report" / "counterexamples").glob("CM-4-*-scope.json"))
-
-
-def run(*arguments: object) -> Ended:
-    """The command in this process."""
-    result = CliRunner(env={"COLUMNS": "400"}).invoke(app, [str(one) for one in arguments])
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    return Ended(result.exit_code, result.stdout, result.stderr, Path())
 
 
 def test_a_counterexample_fails_again_on_its_engine(counterexample):

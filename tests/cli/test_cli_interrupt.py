@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from cli_common import ENGINES, Ended, start
+from cli_common import CHECK, ENGINES, Ended, start
 
 HELLO = b'{"id": 1, "call": "hello", "arguments": {"protocol": 1}}\n'
 HOST = "import lmconform.transport.host as host; host.CLOSING_SECONDS = 0.2; host.main()"
@@ -33,7 +33,7 @@ def interrupted(tmp_path, number, *arguments):
     """A run whose engine hangs in the first test of CM-9, sent a signal there; and the engine's process."""
     once = tmp_path / "once"
     options = ["--option", "fault=hang", "--option", f"once={once}", "--report", "report"]
-    run = start(["-m", "lmconform", "check", f"{ENGINES}:Faulty", *options, *arguments], tmp_path)
+    run = start([*CHECK, f"{ENGINES}:Faulty", *options, *arguments], tmp_path)
     pid = int(wait_for(lambda: once.exists() and once.read_text()))
     run.send_signal(number)
     out, err = run.communicate(timeout=60)
@@ -62,7 +62,7 @@ def test_an_interrupt_while_the_engine_starts(tmp_path):
         "        pathlib.Path('pid').write_text(str(os.getpid()))\n"
         "        time.sleep(300)\n"
     )
-    run = start(["-m", "lmconform", "check", "slow.py:Slow", "--report", "report"], tmp_path)
+    run = start([*CHECK, "slow.py:Slow", "--report", "report"], tmp_path)
     pid = int(wait_for(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text()))
     run.send_signal(signal.SIGINT)
     out, err = run.communicate(timeout=60)

@@ -1,7 +1,7 @@
 """The suite under pytest itself: usage, the terminal's summary, selection, and several workers."""
 
 import pytest
-from cli_common import ENGINES
+from cli_common import CHECK, ENGINES
 
 SUITE = ["-m", "pytest", "-p", "xdist.plugin", "-p", "lmconform.plugin", "--pyargs", "lmconform.suite"]
 ORACLE = ["--engine", f"{ENGINES}:Oracle"]
@@ -79,7 +79,7 @@ def test_workers_give_the_same_verdicts_and_a_complete_report(command):
     assert together.content["run"]["costs"]["calls"] >= alone.content["run"]["costs"]["calls"]
     assert together.out.count("oracle 1 conforms (2 pass)") == 1
 
-    checked = command("-m", "lmconform", "check", ORACLE[1], *chosen[2:], "-n", "2")
+    checked = command(*CHECK, ORACLE[1], *chosen[2:], "-n", "2")
     assert checked.code == 0, checked.out + checked.err
     assert counts(checked.content) == wanted
     assert checked.out.count("oracle 1 conforms (2 pass)") == 1

@@ -97,7 +97,7 @@ def test_options_with_values_that_no_run_can_use(check, arguments, words):
     ("arguments", "words"),
     [
         (["--onlly", "CM-1"], ["No such option: --onlly", "--only"]),
-        (["--profile", "fast"], ["--profile", "'fast' is not one of 'quick', 'standard', 'exhaustive'"]),
+        (["--profile", "fast"], ["--profile", "'fast' is not one of 'matrix', 'quick', 'standard', 'exhaustive'"]),
         (["--jobs", "0"], ["--jobs", "1"]),
         (["--minutes", "soon"], ["--minutes", "number"]),
     ],

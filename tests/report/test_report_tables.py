@@ -8,9 +8,11 @@ import pytest
 from rich.console import Console
 
 from lmconform.judging.verdict import Verdict
+from lmconform.report.cards import MOST_CARDS
 from lmconform.report.results import Outcome, Results
-from lmconform.report.tables import tables
-from lmconform.report.text import MOST_CARDS, in_ranges, summary
+from lmconform.report.suspects import Diagnosis
+from lmconform.report.tables import in_ranges, tables
+from lmconform.report.text import summary
 from lmconform.spec import requirements
 
 CM = [one for one in requirements().values() if one.page == "causal-mask"][:9]
@@ -65,21 +67,26 @@ def test_a_single_mechanism_shows_its_requirements() -> None:
     assert "mechanism" not in text
 
 
-def test_few_cards_are_printed_the_sharpest_first_and_the_others_named() -> None:
+def test_few_cards_are_printed_in_the_order_of_the_diagnosis_and_the_others_named(monkeypatch) -> None:
+    monkeypatch.setattr("lmconform.report.cards.library", lambda: ("a fault",))
+    ranked = ("ROPE-3", "CM-2", "ROPE-1", *(f"CM-{n}" for n in (1, *range(3, 10))), "ROPE-2", "ROPE-8")
     made = SimpleNamespace(
         engine={"name": "x", "version": "1"},
         run={"seconds": 1.0},
         records=[],
-        outcomes=lambda: outcomes([CM, ROPE], failing={one.id for one in [*CM, *ROPE]}),
+        known=None,
+        missed=[],
+        diagnosis=lambda: Diagnosis(ranked, "ROPE", None, 0.8),
+        outcomes=lambda: outcomes([CM, ROPE], failing=set(ranked)),
         doors=dict,
         exit_code=lambda: 1,
     )
     text = printed(lambda console: summary(console, made))
     heads = [line.split()[1] for line in text.splitlines() if line.startswith("╭")]
-    assert len(heads) == MOST_CARDS
-    assert all({one.id: one for one in [*CM, *ROPE]}[head].kind == "measurement" for head in heads)
-    assert "Failed as well" in text
-    assert "ROPE-8" in text.partition("Failed as well")[2]
+    assert heads == ["ROPE-3", "CM-2", "ROPE-1"]
+    assert MOST_CARDS == 3
+    assert text.count("looks like a fault of ROPE; no single planted fault stands out") == 1
+    assert "CM-1, CM-3 to CM-9, ROPE-2, ROPE-8." in " ".join(text.partition("Failed as well")[2].split())
 
 
 def test_ids_that_follow_each_other_are_one_range() -> None:

@@ -11,6 +11,8 @@ from typing import Any
 
 from lmconform import __version__
 from lmconform.judging.verdict import Verdict, exit_code, merge
+from lmconform.report.known import Entry, Known
+from lmconform.report.suspects import Diagnosis, diagnose, pattern
 from lmconform.spec import Requirement, requirements
 
 RECORDS, REPORT, COUNTEREXAMPLES = "records.jsonl", "report.json", "counterexamples"
@@ -22,6 +24,8 @@ class Outcome:
 
     requirement: Requirement
     records: Sequence[Mapping[str, Any]]
+    known: Entry | None = None
+    """What the list of known failures says of it."""
 
     @property
     def bites(self) -> int:
@@ -37,7 +41,15 @@ class Outcome:
 
     @property
     def verdict(self) -> Verdict:
-        return merge(((record["door"], Verdict(record["verdict"])) for record in self.records), self.bites)
+        """That of its tests together; a pass of what is listed as known is unexpected."""
+        found = merge((record["door"], Verdict(record["verdict"]), record["bites"]) for record in self.records)
+        return Verdict.UNEXPECTED if found is Verdict.PASS and self.known else found
+
+    @property
+    def silent(self) -> list[str]:
+        """Doors through which it held, and no example could have shown a fault."""
+        bitten = {record["door"] for record in self.records if record["bites"]}
+        return sorted({record["door"] for record in self.records if record["verdict"] == Verdict.PASS} - bitten)
 
     @property
     def advice(self) -> bool:
@@ -59,21 +71,32 @@ class Results:
     planned: dict[str, int]
     """Tests planned for each requirement; what has no record was not run."""
     records: list[dict[str, Any]] = field(default_factory=list)
+    known: Known | None = None
 
     def outcomes(self) -> list[Outcome]:
         """One for each requirement of the run, in the order of the pages."""
-        known = requirements()
+        standard, entries = requirements(), self.known.entries if self.known else {}
         found = []
-        for name in sorted(self.planned, key=list(known).index):
+        for name in sorted(self.planned, key=list(standard).index):
             own = [record for record in self.records if record["requirement"] == name]
             missing = self.planned[name] - len(own)
             own += [_missing(name)] * (missing > 0)
-            found.append(Outcome(known[name], own))
+            found.append(Outcome(standard[name], own, entries.get(name)))
         return found
+
+    @property
+    def missed(self) -> list[dict[str, Any]]:
+        """Negative controls that were not caught: then nothing that passed means anything."""
+        return [control for control in self.run.get("controls", ()) if not control["caught"]]
 
     def exit_code(self) -> int:
         outcomes = self.outcomes()
-        return exit_code(outcome.verdict for outcome in [one for one in outcomes if not one.advice] or outcomes)
+        code = exit_code(outcome.verdict for outcome in [one for one in outcomes if not one.advice] or outcomes)
+        return code or int(bool(self.missed))
+
+    def diagnosis(self) -> Diagnosis:
+        """Which requirement to read first, and which planted fault fails like this engine."""
+        return diagnose(pattern(record for outcome in self.outcomes() for record in outcome.records))
 
     def doors(self) -> dict[str, dict[str, int]]:
         """For each door: how many tests were judged, and how many of these passed."""
@@ -94,11 +117,13 @@ class Results:
             "conforms": self.exit_code() == 0,
             "exit_code": self.exit_code(),
             "doors": self.doors(),
+            "diagnosis": self.diagnosis().as_json(),
             "requirements": [
                 {
                     **asdict(outcome.requirement),
                     "path": outcome.requirement.path.name,
                     "verdict": outcome.verdict,
+                    "known": asdict(outcome.known) if outcome.known else None,
                     "bites": outcome.bites,
                     "examples": outcome.examples,
                     "worst": outcome.worst,

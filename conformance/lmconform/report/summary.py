@@ -7,12 +7,14 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import asdict
 from io import StringIO
 from typing import Any
 
 import pytest
 from rich.console import Console
 
+from lmconform.controls import Controls
 from lmconform.report import results, text
 from lmconform.run import SEED, Run
 
@@ -32,8 +34,10 @@ class Summary:
         self._run = run
         self._costs: list[dict[str, Any]] = []
         self._progress: text.Progress | None = None
+        self._controls: Controls | None = None
         self._alone = not config.pluginmanager.has_plugin("terminal")
-        self.results = results.Results(run.engine(), {"profile": run.profile.name, "seed": run.seed}, planned={})
+        asked = {"profile": run.profile.name, "seed": run.seed}
+        self.results = results.Results(run.engine(), asked, planned={}, known=run.known)
         if self._alone:
             text.heading(Console(highlight=False), self.results)
 
@@ -65,6 +69,8 @@ class Summary:
 
     def pytest_keyboard_interrupt(self) -> None:
         self.results.run["note"] = "The run was interrupted; what it had judged until then is kept."
+        if self._controls:
+            self._controls.end()
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node: Any) -> None:
@@ -83,6 +89,8 @@ class Summary:
             self._progress.stop()
         if not self.results.planned:
             self.results.run.setdefault("note", _nothing_fits(session.config.option))
+        if self._controls:
+            self.results.run["controls"] = [asdict(control) for control in self._controls.results()]
         self.results.run["seconds"] = time.monotonic() - self._run.started
         self.results.run["costs"] = results.merge_counts([self._run.costs(), *self._costs])
         if self._run.report is not None:
@@ -105,6 +113,8 @@ class Summary:
         """The requirement is the first part of a test's parameter: test_name[CM-1-loud-0]."""
         found = (REQUIREMENT_OF.search(name) for name in ids)
         self.results.planned = dict(Counter(match[1] for match in found if match))
+        if self._config.option.controls and not self._config.option.collectonly:
+            self._controls = Controls(sorted({name.partition("-")[0] for name in self.results.planned}))
         if self._alone:
             self._progress = text.Progress(Console(highlight=False), len(ids))
 

@@ -15,8 +15,10 @@ from lmconform.report.results import Outcome
 STYLE = {
     Verdict.FAIL: "bold red",
     Verdict.ERROR: "red",
+    Verdict.UNEXPECTED: "red",
     Verdict.VACUOUS: "red",
     Verdict.NOT_RUN: "yellow",
+    Verdict.KNOWN: "yellow",
     Verdict.UNRESOLVED: "yellow",
     Verdict.PASS: "green",
     Verdict.UNSUPPORTED: "dim",
@@ -76,3 +78,18 @@ def _figures(outcomes: list[Outcome]) -> tuple[str, str]:
     worst = max(outcome.worst for outcome in outcomes)
     bites, examples = (sum(getattr(one, name) for one in outcomes) for name in ("bites", "examples"))
     return f"{bites}/{examples}", f"{worst:.2g}" if worst else "–"
+
+
+def in_ranges(ids: list[str]) -> str:
+    """IDs with those that follow each other as one range: ``CM-1 to CM-9, DEC-2``."""
+    runs: list[list[tuple[str, int]]] = []
+    for prefix, _, number in (one.partition("-") for one in ids):
+        if runs and runs[-1][-1] == (prefix, int(number) - 1):
+            runs[-1].append((prefix, int(number)))
+        else:
+            runs.append([(prefix, int(number))])
+    parts = []
+    for run in runs:
+        names = [f"{prefix}-{number}" for prefix, number in run]
+        parts += names if len(names) < 3 else [f"{names[0]} to {names[-1]}"]
+    return ", ".join(parts)

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from rich.console import Console, Group
+from rich.console import Console
 from rich.markup import escape
-from rich.panel import Panel
-from rich.table import Table
 from rich.text import Text
 
 from lmconform.judging.statistics import FALSE_ALARM, POWER
 from lmconform.judging.verdict import BLOCKING, MEANING, MIN_BITES, Verdict
+from lmconform.report.cards import cards
+from lmconform.report.known import Known
 from lmconform.report.results import Outcome, Results
-from lmconform.report.tables import STYLE, tables
+from lmconform.report.tables import STYLE, in_ranges, tables
+from lmconform.spec import requirements
 
-MOST_CARDS = 6
-SHARPEST = ("measurement", "law", "differential")
-"""Kinds of requirements, those that say most about what is wrong first."""
 EVERY_SECONDS = 10.0
 """How often progress is printed where the output is no terminal."""
 
@@ -73,66 +70,17 @@ def heading(console: Console, results: Results) -> None:
 def summary(console: Console, results: Results) -> None:
     """Cards, the table of requirements, and the last line."""
     outcomes = results.outcomes()
-    _cards(console, outcomes, results.engine["name"])
+    cards(console, outcomes, results.diagnosis(), results.engine["name"])
     tables(console, outcomes)
     _explain(console, outcomes)
+    if results.known:
+        _known(console, results.known, outcomes)
     if results.run.get("note"):
         console.print(Text(results.run["note"], STYLE[Verdict.NOT_RUN]))
     _doors(console, results)
     _sampling(console, results)
+    _controls(console, results)
     console.print(_last_line(results, outcomes))
-
-
-def _cards(console: Console, outcomes: list[Outcome], engine: str) -> None:
-    """A card for each failure; of many the sharpest, since one fault often fails much of what rests on it."""
-    failed = [outcome for outcome in outcomes if outcome.verdict is Verdict.FAIL]
-    ranked = sorted(failed, key=lambda outcome: SHARPEST.index(outcome.requirement.kind))
-    for outcome in ranked[:MOST_CARDS]:
-        console.print(card(outcome, engine))
-    if rest := ranked[MOST_CARDS:]:
-        names = in_ranges([outcome.requirement.id for outcome in rest])
-        console.print(Text(f"Failed as well, with cards of their own if run alone (--only): {names}.\n"))
-
-
-def card(outcome: Outcome, engine: str) -> Panel:
-    """A failure: the sentence and its place, what was measured, where, how far off, and how to see it again."""
-    record = outcome.first(Verdict.FAIL)
-    assert record is not None
-    requirement, finding = outcome.requirement, record["finding"]
-    failing = [other for other in outcome.records if other["verdict"] == Verdict.FAIL]
-    structure = ", ".join(f"{name} = {value}" for name, value in record["counterexample"]["structure"].items())
-    rows = {
-        "quantity": finding["what"],
-        "measured": finding["measured"],
-        "spec": finding["wanted"],
-        "where": finding["where"],
-        "error": _error(finding),
-        "example": f"{structure or 'fixed'}; through {record['door']}, on checkpoint {record['case']}",
-        "failing": f"{len(failing)} of {len(outcome.records)} tests, through "
-        + ", ".join(sorted({one["door"] for one in failing})),
-        "again": f"lmconform replay {record['counterexample_path']}"
-        if record.get("counterexample_path")
-        else "give --report DIR to keep the counterexample",
-        "page": f"{requirement.path.name}, line {requirement.line}; lmconform explain {requirement.id}",
-    }
-    grid = Table.grid(padding=(0, 1))
-    grid.add_column(style="dim", no_wrap=True)
-    grid.add_column(overflow="fold")
-    for name, value in rows.items():
-        grid.add_row(Text(name), Text(str(value)))
-    body = Group(Text(requirement.text, style="bold"), grid)
-    title = f"[bold red]{requirement.id}[/] {escape(engine)}"
-    return Panel(body, title=title, title_align="left", border_style="red")
-
-
-def _error(finding: Mapping[str, Any]) -> str:
-    if finding.get("odds"):
-        return str(finding["odds"])
-    if not math.isfinite(finding["error"]):
-        return "beyond any budget"
-    if not finding["budget"]:
-        return f"{finding['error']:.3g}, where exactly 0 is asked for"
-    return f"{finding['error']:.3g}, budget {finding['budget']:.3g} ({finding['excess']:.3g} times)"
 
 
 def _explain(console: Console, outcomes: list[Outcome]) -> None:
@@ -141,7 +89,7 @@ def _explain(console: Console, outcomes: list[Outcome]) -> None:
     for outcome in outcomes:
         errors = [Verdict.ERROR] if outcome.first(Verdict.ERROR) else []
         for verdict in dict.fromkeys([outcome.verdict, *errors]):
-            if verdict not in (Verdict.PASS, Verdict.FAIL):
+            if verdict not in (Verdict.PASS, Verdict.FAIL, Verdict.KNOWN, Verdict.UNEXPECTED):
                 told.setdefault((verdict, _reason(outcome, verdict)), []).append(outcome)
     for (verdict, reason), some in told.items():
         names = in_ranges([outcome.requirement.id for outcome in some])
@@ -152,25 +100,29 @@ def _explain(console: Console, outcomes: list[Outcome]) -> None:
             console.print(Text(str(record["detail"]).rstrip(), style="dim"))
 
 
-def in_ranges(ids: list[str]) -> str:
-    """IDs with those that follow each other as one range: ``CM-1 to CM-9, DEC-2``."""
-    runs: list[list[tuple[str, int]]] = []
-    for prefix, _, number in (one.partition("-") for one in ids):
-        if runs and runs[-1][-1] == (prefix, int(number) - 1):
-            runs[-1].append((prefix, int(number)))
-        else:
-            runs.append([(prefix, int(number))])
-    parts = []
-    for run in runs:
-        names = [f"{prefix}-{number}" for prefix, number in run]
-        parts += names if len(names) < 3 else [f"{names[0]} to {names[-1]}"]
-    return ", ".join(parts)
+def _known(console: Console, known: Known, outcomes: list[Outcome]) -> None:
+    """A line for each known failure and for each that is none; then what is listed and was not judged."""
+    verdicts = {outcome.requirement.id: outcome.verdict for outcome in outcomes}
+    others: dict[str, list[str]] = {}
+    for name in sorted(known.entries, key=list(requirements()).index):
+        match verdicts.get(name):
+            case Verdict.KNOWN as verdict:
+                console.print(Text.assemble(f"{name} ", (verdict, STYLE[verdict]), f": {known.entries[name]}"))
+            case Verdict.UNEXPECTED as verdict:
+                told = f": it is listed as known in {known.path} and passes: remove its entry, or run `lmconform known`"
+                console.print(Text.assemble(f"{name} ", (verdict, STYLE[verdict]), told))
+            case verdict:
+                others.setdefault(verdict or "no part of this run", []).append(name)
+    if others:
+        told = "; ".join(f"{in_ranges(names)} ({why})" for why, names in others.items())
+        console.print(Text(f"Listed in {known.path} and not judged: {told}"))
 
 
 def _reason(outcome: Outcome, verdict: Verdict) -> str:
     record = outcome.first(verdict)
     if record is None:  # vacuous, which no single test is
-        found = f"{outcome.bites} of {outcome.examples} examples could have shown a fault"
+        through = f", and none through {', '.join(outcome.silent)}" if outcome.bites and outcome.silent else ""
+        found = f"{outcome.bites} of {outcome.examples} examples could have shown a fault{through}"
         return f"{found}; {MIN_BITES} are needed to call it tested."
     return f"{MEANING[verdict]}: {record['reason']}" if verdict is Verdict.UNRESOLVED else str(record["reason"])
 
@@ -201,6 +153,18 @@ def _sampling(console: Console, results: Results) -> None:
         )
 
 
+def _controls(console: Console, results: Results) -> None:
+    """Whether the suite caught the planted faults that were judged beside the engine."""
+    controls = results.run.get("controls", [])
+    if controls:
+        caught = [control["requirement"] for control in controls if control["caught"]]
+        names = f" ({', '.join(caught)})" if caught else ""
+        console.print(f"[dim]negative controls: {len(caught)} of {len(controls)} planted faults were caught{names}[/]")
+    for control in results.missed:
+        told = f"The planted fault {control['fault']} was not caught by {control['requirement'] or 'anything'}: "
+        console.print(Text(f"{told}{control['says']}. The suite cannot be trusted on this machine.", "bold red"))
+
+
 def _last_line(results: Results, outcomes: list[Outcome]) -> Text:
     name = f"{results.engine['name']} {results.engine['version']}"
     counts = Counter(outcome.verdict for outcome in outcomes)
@@ -209,8 +173,13 @@ def _last_line(results: Results, outcomes: list[Outcome]) -> Text:
         case 0:
             advice = in_ranges([outcome.requirement.id for outcome in outcomes if outcome.advice])
             but = f". It does not do what is advised with SHOULD in {advice}." if advice else ""
-            return Text.assemble((f"{name} conforms", "bold green"), f" ({told}){but}")
+            known = [outcome.requirement.id for outcome in outcomes if outcome.verdict is Verdict.KNOWN]
+            except_for = f" except {len(known)} known ({in_ranges(known)})" if known else ""
+            return Text.assemble((f"{name} conforms{except_for}", "bold green"), f" ({told}){but}")
+        case 1 if results.missed and not BLOCKING & {outcome.verdict for outcome in outcomes}:
+            return Text.assemble((f"{name}: nothing is shown", "bold red"), f" ({told}; but a control was not caught)")
         case 1:
-            return Text.assemble((f"{name} does not conform", "bold red"), f" ({told})")
+            why = "" if any(counts[verdict] for verdict in BLOCKING) else ": nothing passed"
+            return Text.assemble((f"{name} does not conform", "bold red"), f" ({told}){why}")
         case _:
             return Text.assemble((f"{name}: nothing was judged", "bold yellow"), f" ({told or 'no tests'})")

@@ -1,0 +1,67 @@
+"""Measures the library of faults, and writes what the report and the docs know of it.
+
+    lmconform faults --seeds 3 --report matrix
+    python -m lmconform.calibrate.faults matrix
+
+keeps of each fault what it is, through which doors it fails which requirements (its signature), and its trigger rate.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from lmconform.calibrate.triggers import measure
+from lmconform.faults import FAULTS
+from lmconform.matrix.campaign import read
+from lmconform.matrix.judged import Judged
+from lmconform.report.suspects import MEASURED, pattern
+
+
+def signature(runs: Iterable[Judged]) -> dict[str, float]:
+    """For each requirement and door that failed: in what share of the runs that decided it."""
+    decided, failed = Counter[str](), Counter[str]()
+    for judged in runs:
+        found = pattern(judged.records)
+        decided.update(found)
+        failed.update(key for key, bad in found.items() if bad)
+    return {key: round(failed[key] / decided[key], 2) for key in sorted(failed)}
+
+
+def measured(runs: Mapping[str, list[Judged]], rates: Mapping[str, float | None]) -> dict[str, Any]:
+    """What is kept of every fault of the library that was judged."""
+    return {
+        fault.name: {
+            "requirement": fault.requirement,
+            "site": fault.site,
+            "summary": fault.summary,
+            "seen_in": fault.seen_in,
+            "rate": rates.get(fault.name),
+            "fails": signature(runs[fault.name]),
+        }
+        for fault in FAULTS
+        if fault.name in runs
+    }
+
+
+def main(directories: list[Path]) -> None:
+    """Write the file."""
+    runs: dict[str, list[Judged]] = {}
+    for entrant, judged, _ in read(directories):
+        if judged.ended == "done":
+            runs.setdefault(entrant.name, []).append(judged)
+    rates = {}
+    for name, share in measure(runs, jobs=2):
+        rates[name] = share
+        print(f"{name}: {'broke down' if share is None else f'{share:.1%} of random examples'}", flush=True)
+    lines = [f"  {json.dumps(name)}: {json.dumps(given)}" for name, given in measured(runs, rates).items()]
+    MEASURED.write_text('{"faults": {\n' + ",\n".join(lines) + "\n}}\n", encoding="utf-8")
+    print(f"{len(lines)} faults are in {MEASURED}")
+
+
+if __name__ == "__main__":
+    main([Path(name) for name in sys.argv[1:]])
