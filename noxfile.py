@@ -30,6 +30,13 @@ def tests(session: nox.Session) -> None:
 
 
 @nox.session
+def faults(session: nox.Session) -> None:
+    """Judge all planted faults: what the suite catches, by which requirement, and how soon. About half an hour."""
+    session.install(*PINNED, "-e", ".")
+    session.run("lmconform", "faults", *(session.posargs or ["--jobs", "2"]), env={"OMP_NUM_THREADS": "1"})
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     """Check style: the code, the pages' blocks as code, and the pages' format. Installs no torch."""
     session.install("ruff>=0.15", "markdown-it-py")
