@@ -48,7 +48,7 @@ def judged(monkeypatch):
             yield job, Ended("time-out", "slow") if job.name == "TakesBase10000" else found
 
     monkeypatch.setattr(campaign, "each", each)
-    monkeypatch.setattr(campaign.Campaign, "_warm", lambda self, seed, tell: campaign.Stock())
+    monkeypatch.setattr(campaign.Campaign, "_warm", lambda self, seed, stock, tell: None)
 
 
 def test_what_was_caught_missed_and_broke_down(judged, tmp_path):

@@ -91,7 +91,10 @@ def main(directories: list[Path]) -> None:
     for entrant, judged, _ in read(directories):
         if judged.caught_after is not None:
             runs.setdefault(entrant.name, []).append(judged)
-    for words, without in (("in the library", False), ("family left out", True)):
+    for words, without in (
+        ("in the library (its signature may come from these very runs)", False),
+        ("family left out", True),
+    ):
         rows = told(runs, without)
         print(f"{words}\n{table(rows)}\n")
         for row in rows:

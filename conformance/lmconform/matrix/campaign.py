@@ -76,14 +76,18 @@ class Campaign:
         self.report.mkdir(parents=True, exist_ok=True)
         with (self.report / FILE).open("w") as lines:
             for seed in self.seeds:
-                stock = self._warm(seed, tell)
-                for entrant, found in each(self.entrants, self._work(seed, stock), self.jobs, SECONDS):
-                    if isinstance(found, Ended):
-                        found = Judged(entrant.target, seed, ended=found.how, detail=found.detail)
-                    lines.write(json.dumps(as_line(entrant, found, self.tokens)) + "\n")
-                    lines.flush()
-                    yield entrant, found
-                stock.remove()
+                stock = Stock()
+                try:
+                    self._warm(seed, stock, tell)
+                    for entrant, found in each(self.entrants, self._work(seed, stock), self.jobs, SECONDS):
+                        if isinstance(found, Ended):
+                            found = Judged(entrant.target, seed, ended=found.how, detail=found.detail)
+                        lines.write(json.dumps(as_line(entrant, found, self.tokens)) + "\n")
+                        lines.flush()
+                        yield entrant, found
+                finally:
+                    gc.unfreeze()
+                    stock.remove()
 
     def _work(self, seed: int, stock: Stock) -> Callable[[Entrant], Judged]:
         def work(entrant: Entrant) -> Judged:
@@ -105,8 +109,7 @@ class Campaign:
         """What a fault is caught by: a requirement through an access. Once is enough."""
         return spec.requirement, spec.door.removesuffix("_batch"), spec.body.__name__ in self.tokens
 
-    def _warm(self, seed: int, tell: Callable[[str], None]) -> Stock:
-        stock = Stock()
+    def _warm(self, seed: int, stock: Stock, tell: Callable[[str], None]) -> None:
         tell(f"seed {seed}: computing oracles with engines that are right")
         wanted = {one.requirement for one in self.entrants} if self.by_primary else None
         formats = dict.fromkeys(one.options.get("dtype", "float32") for one in self.entrants)
@@ -124,11 +127,10 @@ class Campaign:
                     f"{target} in {dtype}, which is right, does not pass under seed {seed}: {bad[0]['requirement']} "
                     f"{bad[0]['verdict']} in {bad[0]['test']}, {bad[0]['case']}: {bad[0]['reason']}"
                 )
-        if not self.tokens:
+        if not self.tokens and not self.by_primary:  # which prints no table by access
             self.tokens = _without_logprobs(self.profile, seed, stock)
         gc.collect()
         gc.freeze()  # children look through less, and copy fewer pages
-        return stock
 
 
 def _without_logprobs(profile: Profile, seed: int, stock: Stock) -> frozenset[str]:

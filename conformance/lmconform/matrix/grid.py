@@ -31,7 +31,6 @@ class Row:
     by_primary_through: frozenset[str]
     """Accesses through which its primary requirement alone catches it."""
     diagnosis: Diagnosis
-    seconds: float
     caught_after: float | None
 
     @property
@@ -68,7 +67,6 @@ def row(
         frozenset(through),
         frozenset(access for access, names in through.items() if requirement in names),
         diagnosis,
-        judged.seconds,
         judged.caught_after,
     )
 
