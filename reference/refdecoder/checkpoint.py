@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
@@ -55,10 +55,12 @@ def load(
         embedding = model.embed_tokens.weight
         _drop_tied_head(files, next(name for name, (first, *_) in stored.items() if state[first] is embedding))
     _compare_names(set(stored), set(files))
-    for name, parts in stored.items():
-        rows = [len(state[part]) for part in parts]
-        tensor = _read(files[name], name, (sum(rows), *state[parts[0]].shape[1:]), dtype).to(device)
-        state |= dict(zip(parts, tensor.split(rows), strict=True))
+    with ExitStack() as open_files:
+        shards = {path: open_files.enter_context(_opened(path)) for path in set(files.values())}
+        for name, parts in stored.items():
+            rows = [len(state[part]) for part in parts]
+            tensor = _read(shards[files[name]], name, (sum(rows), *state[parts[0]].shape[1:]), dtype).to(device)
+            state |= dict(zip(parts, tensor.split(rows), strict=True))
     model.load_state_dict(state, strict=True, assign=True)
     return model.eval()
 
@@ -120,13 +122,12 @@ def _compare_names(wanted: set[str], found: set[str]) -> None:
             )
 
 
-def _read(path: Path, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+def _read(file: safe_open, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """Return one tensor in ``dtype`` on the CPU; refuse it if its shape, its format or a number is not sound."""
-    with _opened(path) as file:
-        stored = tuple(file.get_slice(name).get_shape())
-        if stored != shape:
-            raise CheckpointError(f"Tensor {name} is {list(stored)}; config.json makes it {list(shape)}.")
-        tensor: Tensor = file.get_tensor(name)
+    stored = tuple(file.get_slice(name).get_shape())
+    if stored != shape:
+        raise CheckpointError(f"Tensor {name} is {list(stored)}; config.json makes it {list(shape)}.")
+    tensor: Tensor = file.get_tensor(name)
     if tensor.dtype not in DTYPES.values():
         raise CheckpointError(f"Tensor {name} is stored as {tensor.dtype}; it may be one of: {', '.join(DTYPES)}.")
     tensor = tensor.to(dtype)

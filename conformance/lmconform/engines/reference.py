@@ -167,7 +167,7 @@ class ReferenceModel(Model):
         """Continue all requests in one batch."""
         if self.text is None and any(request.stop_strings for request in requests):
             raise NotOffered("Stop strings need the checkpoint's tokenizer.json, and it has none.")
-        with refusing():
+        with refusing(), torch.inference_mode():
             rows = [row for request in requests for row in self._rows(request)]
             done = refdecoder.generate(
                 self.decoder,
@@ -182,7 +182,7 @@ class ReferenceModel(Model):
     def _score(self, sequences: Sequence[Sequence[int]], cache: Cache | None = None) -> list[Array]:
         if not sequences:
             return []
-        with refusing():
+        with refusing(), torch.inference_mode():
             logits = refdecoder.score(self.decoder, sequences, cache=cache, chunk=self.chunk, padding=self.padding)
         return [numbers(one) for one in logits]
 

@@ -45,7 +45,7 @@ class Entrant:
     seen_in: str = ""
     """A public bug of this kind."""
     regime: str | None = None
-    """Of a fault: the regime outside of which it does nothing. No other one is entered; with right engines, all are."""
+    """Of a fault: the regime outside of which it does nothing. It alone is entered; with right engines, all are."""
 
     @property
     def mechanism(self) -> str:
@@ -99,7 +99,7 @@ class Campaign:
                 options=entrant.options,
                 stock=stock,
                 wanted=lambda spec: not primary or spec.requirement == primary,
-                regimes={None, entrant.regime} if entrant.requirement else None,
+                regimes={entrant.regime} if entrant.requirement else None,
                 once=self._access,
             )
 

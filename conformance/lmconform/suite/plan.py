@@ -46,7 +46,7 @@ def block_edges(length: int) -> list[int]:
     return [place for edge in BLOCKS for place in (edge, edge - 1) if 0 < place < length - 1]
 
 
-TAPE_EXAMPLES = 5
+TAPE_EXAMPLES = 3
 """Least examples on the tape: its model is the smallest, and stops have many forms."""
 
 
@@ -76,7 +76,7 @@ PROFILES = {
     profile.name: profile
     for profile in (
         Profile("quick", 5, 2, 3, False, 300, "at every save: three random checkpoints, the same examples each time"),
-        Profile("matrix", 3, 2, 1, False, 600, "for planted faults: one random checkpoint, as few examples as will do"),
+        Profile("matrix", 2, 2, 1, False, 600, "for planted faults: one random checkpoint, as few examples as will do"),
         Profile(
             "standard",
             12,

@@ -6,6 +6,7 @@ protocol themselves are held to the same.
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -157,8 +158,8 @@ def _completion(one: Completion, request: Request, vocab_size: int, what: str) -
     for t, step in enumerate(one.logprobs):
         _in_range(step, vocab_size, f"{what}: logprobs[{t}]")
         for token, value in step.items():
-            if np.isnan(value) or value == np.inf:
-                name = "NaN" if np.isnan(value) else "+inf"
+            if math.isnan(value) or value == math.inf:
+                name = "NaN" if math.isnan(value) else "+inf"
                 raise NotFinite(
                     f"{what}: logprobs[{t}] gives {name} for id {token}; a natural logarithm of a probability, finite"
                     " or -inf, was expected.",
@@ -178,12 +179,16 @@ def _in_range(tokens: Sequence[int] | Mapping[int, float], vocab_size: int, what
 
 
 def _ids(tokens: Any, what: str) -> tuple[int, ...]:
+    if isinstance(tokens, (tuple, list)) and set(map(type, tokens)) <= {int}:
+        return tuple(tokens)  # nearly all: no need to name each place
     return tuple(whole_number(token, f"{what}[{i}]") for i, token in enumerate(tokens))
 
 
 def _step(step: Any, what: str) -> dict[int, float]:
     if not isinstance(step, Mapping):
         raise Malformed(f"{what} is {_kind(step)}; a mapping of id to log-probability was expected.")
+    if set(map(type, step)) <= {int} and set(map(type, step.values())) <= {float}:
+        return dict(step)
     try:
         return {whole_number(token, f"an id of {what}"): float(value) for token, value in step.items()}
     except (TypeError, ValueError) as error:

@@ -98,6 +98,19 @@ def sequence(parser: Parser) -> Parser:
     return parse
 
 
+def integers(least: int | None = None) -> Parser:
+    """A list of integers, none below ``least``: the longest lists by far, so sound ones are not looked at in turn."""
+    each = sequence(integer if least is None else at_least(least))
+
+    def parse(value: Any, where: str) -> list[Any]:
+        plain = isinstance(value, list) and set(map(type, value)) <= {int}
+        if plain and (least is None or min(value, default=least) >= least):
+            return list(value)
+        return each(value, where)
+
+    return parse
+
+
 def pair(first: Parser, second: Parser) -> Parser:
     """A list of exactly two items."""
 

@@ -26,6 +26,7 @@ from .fields import (
     boolean,
     built,
     integer,
+    integers,
     mapping,
     one_of,
     optional,
@@ -42,8 +43,8 @@ MAX_LINE = 1 << 28
 """Longest line that is read, and most bytes that may follow a request, in bytes."""
 
 handle = at_least(1)
-ids = sequence(integer)  # an id out of range is a legal question: the engine may refuse it
-indices = sequence(at_least(0))
+ids = integers()  # an id out of range is a legal question: the engine may refuse it
+indices = integers(least=0)
 
 
 def _completion(**given: Any) -> Completion:
@@ -86,6 +87,16 @@ request = built(
         },
     ),
 )
+_pairs = sequence(pair(integer, real))
+
+
+def _step(value: Any, where: str) -> list[Any]:
+    """The log-probabilities of a step, as pairs. There are many, and sound ones are not looked at in turn."""
+    if isinstance(value, list) and all(type(one) is list and list(map(type, one)) == [int, float] for one in value):
+        return value
+    return _pairs(value, where)  # type: ignore[no-any-return]
+
+
 completion = built(
     _completion,
     record(
@@ -93,7 +104,7 @@ completion = built(
         {
             "finish_reason": text,
             "text": optional(text),
-            "logprobs": optional(sequence(sequence(pair(integer, real)))),
+            "logprobs": optional(sequence(_step)),
             "pieces": optional(sequence(ids)),
             "cached_tokens": optional(at_least(0)),
         },
@@ -337,17 +348,20 @@ def plain(value: Any, payload: list[memoryview]) -> Any:
     if isinstance(value, Mapping):
         return {str(key): plain(item, payload) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(item, payload) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return "nan" if math.isnan(value) else "inf" if value > 0 else "-inf"
-    return value
+        return list(value) if set(map(type, value)) <= {int} else [plain(item, payload) for item in value]
+    return _number(value) if isinstance(value, float) else value
 
 
 def _plain_completion(one: Completion, payload: list[memoryview]) -> dict[str, Any]:
     # JSON keys are strings, so a step of log-probabilities is a list of pairs [id, value].
-    steps = None if one.logprobs is None else [list(step.items()) for step in one.logprobs]
+    steps = None if one.logprobs is None else [[[i, _number(p)] for i, p in step.items()] for step in one.logprobs]
     given = {name: getattr(one, name) for name in one.__dataclass_fields__}
-    return {name: plain(value, payload) for name, value in {**given, "logprobs": steps}.items()}
+    return {**{name: plain(value, payload) for name, value in given.items() if name != "logprobs"}, "logprobs": steps}
+
+
+def _number(value: float) -> float | str:
+    """A number as JSON can say it, which has no word for one that is not finite."""
+    return value if math.isfinite(value) else "nan" if math.isnan(value) else "inf" if value > 0 else "-inf"
 
 
 def dump(message: Mapping[str, Any]) -> list[bytes | memoryview]:
