@@ -13,9 +13,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 
 from lmconform.judging.verdict import Verdict
-from lmconform.suite.plan import Profile
+from lmconform.suite.plan import on_one_checkpoint
 
-PROFILE = Profile("controls", 2, 1, 1, False, 600, "two examples on one random checkpoint")
+PROFILE = on_one_checkpoint(2, "controls")
 CONTROLS = {
     "causal_mask:LeaksOneAhead": ("CM-1", "score"),
     "scaled_dot_product:AddsASink": ("SDP-2", "score"),

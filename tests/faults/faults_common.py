@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from lmconform.spec import requirements
 from lmconform.suite.bench import Bench, Record
 from lmconform.suite.modules import decisions
-from lmconform.suite.plan import Plan, Profile
+from lmconform.suite.plan import Plan, on_one_checkpoint
 from lmconform.suite.stock import Stock
 from lmconform.transport.client import Connection, EngineSpec
 
-PROFILE = Profile("quick", 5, 2, 1, False, 600, "five examples on one random checkpoint")
+PROFILE = on_one_checkpoint(5)
 STOCK = Stock()
 atexit.register(STOCK.remove)
 

@@ -7,10 +7,10 @@ from lmconform.judging.verdict import Verdict
 from lmconform.matrix.campaign import _without_logprobs
 from lmconform.matrix.judged import judge
 from lmconform.matrix.tokens import TokensAlone
-from lmconform.suite.plan import Profile
+from lmconform.suite.plan import on_one_checkpoint
 from lmconform.suite.stock import Stock
 
-SMALL = Profile("small", 2, 1, 1, False, 600, "two examples on one checkpoint")
+SMALL = on_one_checkpoint(2)
 LEAK = "lmconform.faults.causal_mask:LeaksOneAhead"
 
 

@@ -5,10 +5,10 @@ from collections.abc import Iterator
 import pytest
 
 from lmconform.suite.bench import Bench
-from lmconform.suite.plan import Plan, Profile
+from lmconform.suite.plan import Plan, on_one_checkpoint
 from lmconform.transport.client import Connection, EngineSpec
 
-SMALL = Profile("quick", 3, 2, 1, False, 600, "three examples on one random checkpoint")
+SMALL = on_one_checkpoint(3)
 
 
 @pytest.fixture

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from lmconform.suite.bench import Bench
-from lmconform.suite.plan import Case, Plan, Profile
+from lmconform.suite.plan import Case, Plan, on_one_checkpoint
 from lmconform.suite.preflight import AdapterOff, in_context, preflight
 from lmconform.transport.client import Connection, EngineSpec
 
-ONE = Profile("quick", 1, 1, 1, False, 600, "one example on one random checkpoint")
+ONE = on_one_checkpoint(1)
 
 
 def test_an_engine_without_a_residual_stream_is_no_fault_of_its_adapter() -> None:

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from lmconform.report.results import plain
 from lmconform.suite.bench import Bench, Record
 from lmconform.suite.modules import decisions
-from lmconform.suite.plan import Plan, Profile
+from lmconform.suite.plan import Plan, on_one_checkpoint
 from lmconform.suite.replay import _tuple
 from lmconform.transport.client import Connection, EngineSpec
 
-SMALL = Profile("quick", 3, 2, 1, False, 600, "three examples on one random checkpoint")
+SMALL = on_one_checkpoint(3)
 
 
 @pytest.mark.parametrize(("engine", "operators"), [("reference", False), ("torch-kernels", True)])

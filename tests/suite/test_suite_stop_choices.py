@@ -10,10 +10,10 @@ from lmconform.judging.verdict import Verdict
 from lmconform.suite.bench import Bench
 from lmconform.suite.endings import Ending
 from lmconform.suite.modules import decisions
-from lmconform.suite.plan import Case, Plan, Profile
+from lmconform.suite.plan import Case, Plan, on_one_checkpoint
 from lmconform.transport.client import Connection, EngineSpec
 
-FEW = Profile("quick", 4, 2, 1, False, 600, "four examples on one random checkpoint")
+FEW = on_one_checkpoint(4)
 ENGINES = Path(__file__).with_name("stop_engines.py")
 
 

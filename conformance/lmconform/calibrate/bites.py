@@ -25,11 +25,11 @@ from lmconform.suite.examples import Example, Runner
 from lmconform.suite.findings import Exceeded, Tally
 from lmconform.suite.modules import decisions
 from lmconform.suite.operators import Kernel, kernel_words
-from lmconform.suite.plan import Case, Plan, Profile
+from lmconform.suite.plan import Case, Plan, on_one_checkpoint
 from lmconform.suite.stock import Stock
 from lmconform.transport.client import Connection, EngineSpec
 
-PROFILE = Profile("quick", 5, 2, 1, False, 600, "five examples on one random checkpoint")
+PROFILE = on_one_checkpoint(5)
 MODELS, KERNELS = "reference", "torch-kernels"
 """Engines that are right, the second for the door ``operators``; planted faults are made from them."""
 

@@ -13,6 +13,7 @@ from typing import Any
 from lmconform.judging.verdict import Verdict
 from lmconform.matrix.forked import Ended, each
 from lmconform.matrix.judged import Judged, judge, one_thread
+from lmconform.spec import access
 from lmconform.suite.dsl import Decides
 from lmconform.suite.plan import Profile
 from lmconform.suite.stock import Stock
@@ -107,7 +108,7 @@ class Campaign:
 
     def _access(self, spec: Decides) -> Hashable:
         """What a fault is caught by: a requirement through an access. Once is enough."""
-        return spec.requirement, spec.door.removesuffix("_batch"), spec.body.__name__ in self.tokens
+        return spec.requirement, access(spec.door), spec.body.__name__ in self.tokens
 
     def _warm(self, seed: int, stock: Stock, tell: Callable[[str], None]) -> None:
         tell(f"seed {seed}: computing oracles with engines that are right")

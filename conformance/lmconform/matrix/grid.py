@@ -9,6 +9,7 @@ from statistics import median
 from lmconform.judging.verdict import Verdict
 from lmconform.matrix.judged import Judged
 from lmconform.report.suspects import Diagnosis, Known, diagnose, pattern
+from lmconform.spec import access
 
 ACCESSES = ("score", "session", "generate", "tokens", "operators")
 """Ways to an engine, each alone. ``tokens`` is ``generate`` without log-probabilities."""
@@ -55,9 +56,9 @@ def row(
     diagnosis = diagnose(pattern(judged.records), known)
     through: dict[str, set[str]] = {}
     for record in failed:
-        door = record["door"].removesuffix("_batch")
-        for access in (door, "tokens") if record["test"] in tokens else (door,):
-            through.setdefault(access, set()).add(record["requirement"])
+        door = access(record["door"])
+        for way in (door, "tokens") if record["test"] in tokens else (door,):
+            through.setdefault(way, set()).add(record["requirement"])
     return Row(
         name,
         requirement,

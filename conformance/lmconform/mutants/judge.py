@@ -18,11 +18,11 @@ from lmconform.mutants.loaded import install
 from lmconform.mutants.material import Made, write_all
 from lmconform.mutants.mutate import Mutant
 from lmconform.suite.dsl import Decides
-from lmconform.suite.plan import Profile
+from lmconform.suite.plan import on_one_checkpoint
 from lmconform.suite.stock import Stock
 from lmconform.transport.client import EngineFault, StartError
 
-PROFILE = Profile("mutants", 5, 2, 1, False, 600, "the quick profile with one random checkpoint")
+PROFILE = on_one_checkpoint(5, "mutants")
 ENGINE = "reference"
 Place = tuple[str, str]
 """A test, and the case it was judged on, by their names."""

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from lmconform.judging.verdict import Verdict
-from lmconform.spec import requirements
+from lmconform.spec import access, requirements
 
 MEASURED = Path(__file__).parents[1] / "faults" / "measured.json"
 RARE, OFTEN = 0.02, 0.9
@@ -82,7 +82,7 @@ def pattern(records: Iterable[Mapping[str, Any]]) -> dict[str, bool]:
     found: dict[str, bool] = {}
     for record in records:
         if record["verdict"] in (Verdict.PASS, Verdict.FAIL):
-            key = f"{record['requirement']} {record['door'].removesuffix('_batch')}"
+            key = f"{record['requirement']} {access(record['door'])}"
             found[key] = found.get(key, False) or record["verdict"] == Verdict.FAIL
     return found
 

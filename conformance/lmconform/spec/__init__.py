@@ -5,13 +5,14 @@
 """
 
 from lmconform.spec.loader import SpecError, directory, extract, install, module_name, pages, worked_examples
-from lmconform.spec.parser import Requirement, requirements
+from lmconform.spec.parser import Requirement, access, requirements
 
 install()
 
 __all__ = [
     "Requirement",
     "SpecError",
+    "access",
     "directory",
     "extract",
     "module_name",

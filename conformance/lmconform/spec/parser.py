@@ -37,6 +37,12 @@ PAGE_OF = {
 KINDS = ("law", "differential", "measurement")
 DOORS = ("operators", "score", "session", "generate")
 
+
+def access(door: str) -> str:
+    """The access that the page of a test with this door names: a batch is scored as a sequence is."""
+    return door.removesuffix("_batch")
+
+
 # The negative ones first, so that MUST NOT is not read as MUST.
 KEYWORDS = ("MUST NOT", "SHOULD NOT", "MUST", "SHOULD", "MAY")
 _KEYWORD = re.compile(rf"\b(?:{'|'.join(KEYWORDS)})\b")

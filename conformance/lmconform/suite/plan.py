@@ -95,6 +95,14 @@ PROFILES = {
 }
 
 
+def on_one_checkpoint(examples: int, name: str = "quick") -> Profile:
+    """The quick profile on one random checkpoint, with this many examples, for engines that are judged in numbers."""
+    regime_examples = min(examples, PROFILES["quick"].regime_examples)
+    return replace(
+        PROFILES["quick"], name=name, examples=examples, regime_examples=regime_examples, checkpoints=1, seconds=600
+    )
+
+
 @dataclass(frozen=True)
 class Case:
     """One test function meets one checkpoint in one regime, or one operator under the checkpoint's name."""

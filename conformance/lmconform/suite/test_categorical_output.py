@@ -45,9 +45,14 @@ def test_log_probabilities_are_of_the_declared_stage(model: Subject, expect: Exp
     most = min(model.vocab_size, MOST_LOGPROBS)
     (done,) = model.generate([Request(prompt, max_new_tokens=2, temperature=2.0, logprobs=most)])
     steps = read_steps(prompt, done)
+    plain = None  # greedy decoding, which has its raw log-probabilities from another place than drawing has
     if model.choices.logprobs == "processed":  # those of scores that were divided by 2
-        steps = replace(steps, values=2.0 * steps.values)
-    expect.agrees(steps, f"log-probabilities at temperature 2, declared as {model.choices.logprobs}")
+        steps, plain = replace(steps, values=2.0 * steps.values), 1.0
+    expect.bites(True)  # the other stage would show half of the scores, or twice as much
+    for step, (asked, _) in enumerate(steps.places):
+        (alone,) = model.generate([Request(asked, max_new_tokens=1, temperature=plain, logprobs=most)])
+        what = f"log-probabilities at temperature 2, declared as {model.choices.logprobs}, and without"
+        expect.close(got=steps[step : step + 1], wanted=read_steps(asked, alone), what=what)
 
 
 # CAT-3: the last position decides.

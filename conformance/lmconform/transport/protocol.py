@@ -94,7 +94,7 @@ def _step(value: Any, where: str) -> list[Any]:
     """The log-probabilities of a step, as pairs. There are many, and sound ones are not looked at in turn."""
     if isinstance(value, list) and all(type(one) is list and list(map(type, one)) == [int, float] for one in value):
         return value
-    return _pairs(value, where)  # type: ignore[no-any-return]
+    return _pairs(value, where)
 
 
 completion = built(
