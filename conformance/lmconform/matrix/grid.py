@@ -86,6 +86,8 @@ class Sums:
     time_outs: int
     failing: float
     """Median number of failing requirements of the rows that were caught."""
+    own: float
+    """The same without those that follow from the one ranked first."""
     seconds: float
     """Median time to the first catch."""
     seldom: tuple[str, ...]
@@ -112,6 +114,7 @@ def sums(rows: Sequence[Row]) -> Sums:
         sum(one.ended == "crash" for one in rows),
         sum(one.ended == "time-out" for one in rows),
         median([len(one.failing) for one in caught] or [0]),
+        median([len(one.diagnosis.own) for one in caught] or [0]),
         median(times or [0.0]),
         seldom,
     )

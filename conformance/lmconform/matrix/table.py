@@ -26,7 +26,7 @@ def _by_mechanism(rows: Sequence[Row], by_primary: bool) -> Table:
     table = Table(title="planted faults by mechanism", title_justify="left", box=None, pad_edge=False)
     table.add_column("mechanism")
     columns = ["faults", "runs", "caught", "by its primary"]
-    columns += [] if by_primary else ["ranked first", "mechanism named", "failing"]
+    columns += [] if by_primary else ["ranked first", "mechanism named", "failing", "of its own"]
     columns += ["first catch", "crash", "time-out"]
     for name in columns:
         table.add_column(name, justify="right")
@@ -38,7 +38,12 @@ def _by_mechanism(rows: Sequence[Row], by_primary: bool) -> Table:
         cells += [_share(found.by_primary, found.done)]
         if not by_primary:
             named = sum(one.diagnosis.mechanism == one.requirement.partition("-")[0] for one in own)
-            cells += [_share(found.first, found.done), _share(named, found.done), f"{found.failing:g}"]
+            cells += [
+                _share(found.first, found.done),
+                _share(named, found.done),
+                f"{found.failing:g}",
+                f"{found.own:g}",
+            ]
         cells += [f"{found.seconds:.1f} s", str(found.crashes), str(found.time_outs)]
         table.add_row(page, *cells, style="bold" if page == "all" else None)
     return table

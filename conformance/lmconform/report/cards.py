@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from rich.console import Console, Group
@@ -21,14 +21,21 @@ MOST_CARDS = 3
 
 
 def cards(console: Console, outcomes: list[Outcome], diagnosis: Diagnosis, engine: str) -> None:
-    """The failures in the order in which to read them; of many the first, since one fault fails what rests on it."""
+    """The failures in the order in which to read them; not those that follow from the first, and of many a few."""
     failed = {outcome.requirement.id: outcome for outcome in outcomes if outcome.verdict is Verdict.FAIL}
-    ranked = [failed[name] for name in diagnosis.ranked if name in failed]
-    for place, outcome in enumerate(ranked[:MOST_CARDS]):
-        console.print(card(outcome, engine, looks_like(diagnosis) if place == 0 and library() else ""))
-    if rest := ranked[MOST_CARDS:]:
-        names = in_ranges([outcome.requirement.id for outcome in outcomes if outcome in rest])
-        console.print(Text(f"Failed as well, often for the same reason; --only shows their cards: {names}.\n"))
+    own = [name for name in diagnosis.own if name in failed]
+    for place, name in enumerate(own[:MOST_CARDS]):
+        console.print(card(failed[name], engine, looks_like(diagnosis) if place == 0 and library() else ""))
+    _others(
+        console, f"Faults like this fail as well what follows from {own[0]}" if own else "", failed, diagnosis.follows
+    )
+    _others(console, "Failed as well", failed, own[MOST_CARDS:])
+
+
+def _others(console: Console, words: str, failed: Mapping[str, Outcome], names: Collection[str]) -> None:
+    """Failures without a card."""
+    if some := [name for name in failed if name in names]:
+        console.print(Text(f"{words}: {in_ranges(some)}. --only shows their cards.\n"))
 
 
 def looks_like(diagnosis: Diagnosis) -> str:

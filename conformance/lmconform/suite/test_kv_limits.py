@@ -138,8 +138,8 @@ def test_a_continuation_ends_at_the_limit_or_goes_on_rightly(
         fitting = (small.max_length or 0) - len(prompt)  # the last token that is drawn needs no slot
         right = choice != "refused" and fitting <= len(done.tokens) <= fitting + 1 and done.finish_reason != "stop"
         measured = f"{len(done.tokens)} new tokens, reason {done.finish_reason!r}"
-        wanted = f"{fitting} or {fitting + 1}, reason 'length' (declared choice: {choice!r})"
-        expect.holds(right, f"end of a continuation past max_length, {small.max_length}", measured, wanted)
+        due = f"{fitting} or {fitting + 1}, reason 'length' (declared choice: {choice!r})"
+        expect.holds(right, f"end of a continuation past max_length, {small.max_length}", measured, due)
     else:
         expect.same(len(done.tokens), steps, "new tokens of a continuation within the engine's limit")
     (wanted,) = model.continue_greedily([prompt], len(done.tokens))
