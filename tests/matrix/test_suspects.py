@@ -12,6 +12,7 @@ BASE = known("Base", "ROPE-2", "ROPE-2 score", "KV-2 score", "DEC-2 score")
 LEAK = known("Leak", "CM-1", "CM-1 score", "CM-4 score", "DEC-2 score", "KV-2 score")
 SCALE = known("Scale", "SDP-1", "SDP-1 score", "DEC-2 score")
 THREE = (BASE, LEAK, SCALE)
+TOP_K = known("TopK", "CAT-7", "CAT-7 generate")
 ALL = ("ROPE-2 score", "KV-2 score", "DEC-2 score", "CM-1 score", "CM-4 score", "SDP-1 score", "CAT-7 generate")
 
 
@@ -26,6 +27,18 @@ def test_the_fault_with_this_pattern_is_named_and_its_requirement_comes_first():
     assert found.mechanism == "ROPE"
     assert found.suspect is BASE
     assert found.share > 0.5
+
+
+def test_what_such_faults_fail_too_follows_and_a_second_fault_stands_apart():
+    found = diagnose(failing("KV-2 score", "DEC-2 score", "ROPE-2 score", "CAT-7 generate"), (*THREE, TOP_K))
+    assert found.ranked[0] == "ROPE-2"
+    assert found.follows == {"KV-2", "DEC-2"}
+    assert found.own == ("ROPE-2", "CAT-7")
+
+
+def test_a_pattern_like_none_is_called_by_none():
+    found = diagnose(failing("CAT-7 generate"), THREE)
+    assert (found.mechanism, found.suspect, found.follows, found.own) == (None, None, frozenset(), ("CAT-7",))
 
 
 def test_what_was_not_judged_says_nothing():

@@ -76,17 +76,19 @@ def test_few_cards_are_printed_in_the_order_of_the_diagnosis_and_the_others_name
         records=[],
         known=None,
         missed=[],
-        diagnosis=lambda: Diagnosis(ranked, "ROPE", None, 0.8),
+        diagnosis=lambda: Diagnosis(ranked, frozenset({"CM-2", "CM-9"}), "ROPE", None, 0.8),
         outcomes=lambda: outcomes([CM, ROPE], failing=set(ranked)),
         doors=dict,
         exit_code=lambda: 1,
     )
     text = printed(lambda console: summary(console, made))
     heads = [line.split()[1] for line in text.splitlines() if line.startswith("╭")]
-    assert heads == ["ROPE-3", "CM-2", "ROPE-1"]
+    assert heads == ["ROPE-3", "ROPE-1", "CM-1"]
     assert MOST_CARDS == 3
     assert text.count("looks like a fault of ROPE; no single planted fault stands out") == 1
-    assert "CM-1, CM-3 to CM-9, ROPE-2, ROPE-8." in " ".join(text.partition("Failed as well")[2].split())
+    text = " ".join(text.split())
+    assert "Faults like this fail as well what follows from ROPE-3: CM-2, CM-9. " in text
+    assert "Failed as well: CM-3 to CM-8, ROPE-2, ROPE-8. " in text
 
 
 def test_ids_that_follow_each_other_are_one_range() -> None:
