@@ -27,9 +27,9 @@ def cards(console: Console, outcomes: list[Outcome], diagnosis: Diagnosis, engin
     for place, name in enumerate(own[:MOST_CARDS]):
         console.print(card(failed[name], engine, looks_like(diagnosis) if place == 0 and library() else ""))
     _others(
-        console, f"Faults like this fail as well what follows from {own[0]}" if own else "", failed, diagnosis.follows
+        console, "Planted faults like this fail as well", failed, diagnosis.follows
     )
-    _others(console, "Failed as well", failed, own[MOST_CARDS:])
+    _others(console, "Failed apart from that", failed, own[MOST_CARDS:])
 
 
 def _others(console: Console, words: str, failed: Mapping[str, Outcome], names: Collection[str]) -> None:
