@@ -26,9 +26,7 @@ def cards(console: Console, outcomes: list[Outcome], diagnosis: Diagnosis, engin
     own = [name for name in diagnosis.own if name in failed]
     for place, name in enumerate(own[:MOST_CARDS]):
         console.print(card(failed[name], engine, looks_like(diagnosis) if place == 0 and library() else ""))
-    _others(
-        console, "Planted faults like this fail as well", failed, diagnosis.follows
-    )
+    _others(console, "Planted faults like this fail as well", failed, diagnosis.follows)
     _others(console, "Failed apart from that", failed, own[MOST_CARDS:])
 
 
