@@ -17,9 +17,10 @@ from lmconform.matrix.forked import Unusable
 from lmconform.matrix.grid import row, sums
 from lmconform.matrix.progress import Line
 from lmconform.matrix.table import tables
+from lmconform.report.suspects import library as known_faults
 from lmconform.suite.plan import PROFILES
 
-RIGHT = "nothing"
+RIGHT, REFERENCE = "nothing", "reference"
 
 
 class CannotJudge(Exception):
@@ -46,10 +47,12 @@ class Wish:
 def listing(wanted: Sequence[str], over: str) -> None:
     """Print the library."""
     table = Table(box=None, pad_edge=False)
-    for name in ("fault", "breaks", "what is wrong", "seen in"):
+    for name in ("fault", "breaks", "trigger rate", "what is wrong", "seen in"):
         table.add_column(name, overflow="fold")
+    rates = {known.name: known.rate for known in known_faults() if known.rate is not None} if over == REFERENCE else {}
     for fault in chosen(wanted, over):
-        table.add_row(fault.name, fault.requirement, fault.summary, fault.seen_in)
+        rate = f"{rates[fault.name]:.0%}" if fault.name in rates else ""
+        table.add_row(fault.name, fault.requirement, rate, fault.summary, fault.seen_in)
     Console(highlight=False).print(table)
 
 
