@@ -98,9 +98,8 @@ PROFILES = {
 def on_one_checkpoint(examples: int, name: str = "quick") -> Profile:
     """The quick profile on one random checkpoint, with this many examples, for engines that are judged in numbers."""
     regime_examples = min(examples, PROFILES["quick"].regime_examples)
-    return replace(
-        PROFILES["quick"], name=name, examples=examples, regime_examples=regime_examples, checkpoints=1, seconds=600
-    )
+    summary = f"{examples} examples a test, on one random checkpoint"
+    return Profile(name, examples, regime_examples, 1, False, 600, summary)
 
 
 @dataclass(frozen=True)
