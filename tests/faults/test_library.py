@@ -29,3 +29,10 @@ def test_every_fault_says_what_is_wrong_where_and_where_it_was_seen() -> None:
         assert re.fullmatch(r"[a-z]+(\.[a-z_0-9]+)?", fault.site), fault.target
     assert [name for name, count in Counter(fault.name for fault in FAULTS).items() if count > 1] == []
     assert [one for one, count in Counter(fault.summary for fault in FAULTS).items() if count > 1] == []
+
+
+def test_a_fault_that_only_generate_can_show_leaves_scores_and_sessions_alone() -> None:
+    own = {fault.name: fault.in_generate_alone for fault in FAULTS}
+    assert own["KeepsOneMoreThanK"]
+    assert own["LooksAtTheFirstStopIdOnly"]
+    assert not any(own[name] for name in ("LeaksOneAhead", "StandsOneTooLate", "TakesBase10000", "KernelKnowsOneBase"))

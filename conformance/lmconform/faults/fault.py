@@ -10,9 +10,15 @@ from torch import nn
 
 import refdecoder
 from lmconform.adapter import Engine
-from lmconform.engines.reference import Reference
+from lmconform.engines.reference import Reference, ReferenceModel
 
 Built = TypeVar("Built", bound=nn.Module)
+OF_THE_ENGINE = (
+    *("__init__", "accepts", "regimes", "operators", "load", "close"),
+    *("build", "build_gpt2", "attention_class", "session_class"),
+)
+OF_THE_MODEL = ("__init__", "score", "score_batch", "open", "_score", "close")
+"""What ``score`` and sessions come from."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,13 @@ class Fault:
     @property
     def summary(self) -> str:
         return (self.engine.__doc__ or "").partition("\n")[0]
+
+    @property
+    def in_generate_alone(self) -> bool:
+        """Whether scores and sessions come from the reference's own code, so that only ``generate`` can show it."""
+        engine, model = self.engine, getattr(self.engine, "model_class", None)
+        same = (getattr(engine, name, None) is getattr(Reference, name) for name in OF_THE_ENGINE)
+        return all(same) and all(getattr(model, name) is getattr(ReferenceModel, name) for name in OF_THE_MODEL)
 
 
 class Rebuilt(Reference):

@@ -47,6 +47,8 @@ class Entrant:
     """A public bug of this kind."""
     regime: str | None = None
     """Of a fault: the regime outside of which it does nothing. It alone is entered; with right engines, all are."""
+    door: str | None = None
+    """The only access through which it can show; the tests of others are left out."""
 
     @property
     def mechanism(self) -> str:
@@ -92,14 +94,17 @@ class Campaign:
 
     def _work(self, seed: int, stock: Stock) -> Callable[[Entrant], Judged]:
         def work(entrant: Entrant) -> Judged:
-            primary = entrant.requirement if self.by_primary else ""
+            def wanted(spec: Decides) -> bool:
+                asked = not self.by_primary or spec.requirement == entrant.requirement
+                return asked and entrant.door in (None, access(spec.door))
+
             return judge(
                 entrant.target,
                 self.profile,
                 seed,
                 options=entrant.options,
                 stock=stock,
-                wanted=lambda spec: not primary or spec.requirement == primary,
+                wanted=wanted,
                 regimes={entrant.regime} if entrant.requirement else None,
                 once=self._access,
             )

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
@@ -19,6 +20,9 @@ from lmconform.matrix.progress import Line
 from lmconform.matrix.table import tables
 from lmconform.report.suspects import library as known_faults
 from lmconform.suite.plan import PROFILES
+
+if TYPE_CHECKING:
+    from lmconform.faults import Fault
 
 RIGHT, REFERENCE = "nothing", "reference"
 
@@ -122,4 +126,9 @@ def faults(over: str) -> list[Entrant]:
         return [Entrant(one.fault, one.target, one.requirement, {}, one.twin.summary, one.seen_in) for one in PATCHED]
     from lmconform.faults import FAULTS
 
-    return [Entrant(one.name, one.target, one.requirement, {}, one.summary, one.seen_in, one.regime) for one in FAULTS]
+    return [_entrant(one) for one in FAULTS]
+
+
+def _entrant(fault: Fault) -> Entrant:
+    door = "generate" if fault.in_generate_alone else None
+    return Entrant(fault.name, fault.target, fault.requirement, {}, fault.summary, fault.seen_in, fault.regime, door)
