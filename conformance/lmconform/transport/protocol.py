@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -341,7 +341,7 @@ def plain(value: Any, payload: list[memoryview]) -> Any:
     if isinstance(value, Completion):
         return _plain_completion(value, payload)
     if isinstance(value, (Needs, Request, Precision, Choices, ErrorReport)):
-        return plain(asdict(value), payload)
+        return plain(_fields(value), payload)
     if isinstance(value, Operator):
         limits = {one.name: getattr(value, one.name) for one in fields(value) if one.name != "run"}
         return plain({"kind": value.kind, **limits}, payload)
@@ -355,8 +355,13 @@ def plain(value: Any, payload: list[memoryview]) -> Any:
 def _plain_completion(one: Completion, payload: list[memoryview]) -> dict[str, Any]:
     # JSON keys are strings, so a step of log-probabilities is a list of pairs [id, value].
     steps = None if one.logprobs is None else [[[i, _number(p)] for i, p in step.items()] for step in one.logprobs]
-    given = {name: getattr(one, name) for name in one.__dataclass_fields__}
-    return {**{name: plain(value, payload) for name, value in given.items() if name != "logprobs"}, "logprobs": steps}
+    given = {name: plain(value, payload) for name, value in _fields(one).items() if name != "logprobs"}
+    return {**given, "logprobs": steps}
+
+
+def _fields(one: Any) -> dict[str, Any]:
+    """A dataclass as a dict; ``dataclasses.asdict`` would copy every value first."""
+    return {name: getattr(one, name) for name in one.__dataclass_fields__}
 
 
 def _number(value: float) -> float | str:
