@@ -98,7 +98,7 @@ class DecoderConfig:
             num_key_value_heads=kv_heads,
             head_dim=head_dim,
             max_position_embeddings=_whole(config, "max_position_embeddings"),
-            rms_norm_eps=_number(config, "rms_norm_eps", "config.json"),
+            rms_norm_eps=_number({"rms_norm_eps": 1e-5 if phi3 else 1e-6, **config}, "rms_norm_eps", "config.json"),
             rope=_rope(config),
             hidden_act=_activation(config, "hidden_act", "silu"),
             tie_word_embeddings=_flag(config, "tie_word_embeddings"),

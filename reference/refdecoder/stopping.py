@@ -58,18 +58,25 @@ class Detokenizer:
     def __init__(self, decode: Decode, prompt: Sequence[int] = ()) -> None:
         self.decode = decode
         self.ids = list(prompt[-6:])  # context: tokenizers of the sentencepiece kind drop a space at the very start
-        self.start, self.end = 0, len(self.ids)  # ids[start:end] is context, ids[end:] is text not yet handed out
+        self.start, self.end = 0, len(self.ids)  # ids[start:end] is context, the text of ids[end:] is pending
+        self.given = 0  # characters of the pending text that were handed out: an id may end one and begin another
 
     def push(self, token: int) -> str:
         """Take one id; return the text that is certain now."""
         self.ids.append(token)
-        return "" if self._pending().endswith("\N{REPLACEMENT CHARACTER}") else self.flush()
+        pending = self._pending()
+        whole = len(pending.rstrip("\N{REPLACEMENT CHARACTER}"))
+        if whole == len(pending):
+            return self.flush()
+        text, self.given = pending[self.given : whole], max(self.given, whole)
+        return text
 
     def flush(self) -> str:
         """Return the rest of the text, incomplete characters too."""
-        text = self._pending()
-        if text:
-            self.start, self.end = self.end, len(self.ids)
+        pending = self._pending()
+        text = pending[self.given :]
+        if pending:
+            self.start, self.end, self.given = self.end, len(self.ids), 0
         return text
 
     def _pending(self) -> str:

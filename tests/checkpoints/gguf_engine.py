@@ -1,5 +1,6 @@
 """An engine that loads GGUF files: read by the package gguf, computed by the reference."""
 
+import codecs
 import re
 import tempfile
 from pathlib import Path
@@ -9,7 +10,8 @@ import numpy as np
 import torch
 
 from lmconform.adapter import Refused
-from lmconform.checkpoints.layout import Checkpoint, tokenizer
+from lmconform.checkpoints.byte_level import byte_tokenizer
+from lmconform.checkpoints.layout import Checkpoint
 from lmconform.engines.reference import Reference
 from refdecoder import Attention
 
@@ -72,8 +74,8 @@ def read(path, turned=True):
     config |= {"model_type": "llama", "rope_parameters": rope, "eos_token_id": eos or None}
     config |= {"rms_norm_eps": known["llama.attention.layer_norm_rms_epsilon"]}
     config |= {"tie_word_embeddings": "lm_head.weight" not in weights}
-    pieces = [piece.replace(r"\\", "\\") for piece in known["tokenizer.ggml.tokens"]]
-    return Checkpoint(path.stem, config, weights, files={"tokenizer.json": tokenizer(pieces)})
+    pieces = [codecs.escape_decode(piece.encode())[0] for piece in known["tokenizer.ggml.tokens"]]
+    return Checkpoint(path.stem, config, weights, files={"tokenizer.json": byte_tokenizer(pieces)})
 
 
 class Divided(Attention):

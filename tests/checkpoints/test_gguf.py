@@ -13,11 +13,13 @@ from gguf_engine import fields, read, stored
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from lmconform.adapter import Precision
+from lmconform.checkpoints.byte_level import pieces_of
 from lmconform.checkpoints.edits import edited
 from lmconform.checkpoints.eos import EOS
 from lmconform.checkpoints.gguf import MissingPackage, write_gguf
 from lmconform.checkpoints.layout import CannotWrite, character
 from lmconform.checkpoints.random import FAMILIES, SHAPES, random_checkpoint
+from lmconform.checkpoints.split_tape import split_tape
 from lmconform.checkpoints.tape import stop_tape
 from lmconform.judging.budgets import Yardstick
 from lmconform.suite.instruments import INSTRUMENTS
@@ -73,7 +75,16 @@ def test_every_id_has_the_piece_of_the_other_format(tmp_path) -> None:
     assert not [name for name in known if name.endswith("_token_id")], "no id ends generation, or begins it"
     made = stop_tape()
     known = fields(write_gguf(made.checkpoint, tmp_path / "tape.gguf"))
-    assert tuple(known["tokenizer.ggml.tokens"]) == made.pieces
+    assert known["tokenizer.ggml.tokens"] == [piece.decode() for piece in made.pieces]
+
+
+def test_bytes_that_are_no_character_are_escaped(tmp_path) -> None:
+    made = split_tape()
+    path = write_gguf(made.checkpoint, tmp_path / "tape.gguf")
+    spelled = fields(path)["tokenizer.ggml.tokens"]
+    assert spelled[made.pieces.index(b"y\xe2")] == r"y\xe2"
+    assert spelled[made.pieces.index("é€".encode())] == "é€"
+    assert tuple(pieces_of(read(path).files["tokenizer.json"])) == made.pieces
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ def records(folder):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_right_reader_conforms(command, tmp_path, dtype) -> None:
     """Heads that must be refused, pairs, scaled frequencies, EOS ids and the text of tokens."""
-    only = ["GQA-5", "ROPE-3", "ROPE-10", "STOP-2", "STOP-9"]
+    only = ["GQA-5", "ROPE-3", "ROPE-10", "STOP-2", "STOP-9", "STOP-22"]
     done = command("check", f"{FILE}:FromGGUF", "--option", f"dtype={dtype}", "--only", ",".join(only))
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
     found = records(tmp_path)

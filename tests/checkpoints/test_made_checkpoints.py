@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 from tokenizers import Tokenizer
+from transformers import AutoTokenizer
 
 from lmconform.adapter import Precision
 from lmconform.checkpoints.attention_scope import attention_scope
@@ -17,6 +18,7 @@ from lmconform.checkpoints.ladder import ladder
 from lmconform.checkpoints.layout import on_grid
 from lmconform.checkpoints.random import FAMILIES, SHAPES, WINDOWED, random_checkpoint
 from lmconform.checkpoints.scales import scales
+from lmconform.checkpoints.split_tape import SPLIT, split_tape
 from lmconform.checkpoints.tape import CYCLES, stop_tape
 from lmconform.judging.budgets import Yardstick
 from lmconform.spec.decoder import decoder, read_checkpoint
@@ -29,6 +31,7 @@ MADE = {
     "phi3": lambda: random_checkpoint(FAMILIES[1], "loud", 5),
     "windowed": lambda: random_checkpoint(WINDOWED, "quiet", 6),
     "stop tape": lambda: stop_tape().checkpoint,
+    "split tape": lambda: split_tape().checkpoint,
     "scope": lambda: attention_scope("quiet").checkpoint,
     "loud scope": lambda: attention_scope("loud").checkpoint,
     "narrow loud scope": lambda: attention_scope("loud", narrow=True).checkpoint,
@@ -133,8 +136,9 @@ def test_a_stop_tape_repeats_itself_after_some_tokens() -> None:
     size = {token: made.play(token, 101).index(token) + 1 for token in range(101)}
     assert sorted(size.values()) == sorted(one for cycle in (*CYCLES, 62) for one in [cycle] * cycle)
     assert len(set(made.pieces)) == 101
-    assert {len(piece) for token, piece in enumerate(made.pieces) if size[token] < 62} == {1, 2, 3}
-    assert {len(piece) for token, piece in enumerate(made.pieces) if size[token] == 62} == {1}
+    texts = made.text(range(101))
+    assert {len(text) for token, text in enumerate(texts) if size[token] < 62} == {1, 2, 3}
+    assert {len(text) for token, text in enumerate(texts) if size[token] == 62} == {1}
 
 
 @pytest.mark.parametrize("edit", NAMED)
@@ -149,7 +153,28 @@ def test_eos_ids_stand_in_the_files_that_an_edit_says(edit, tmp_path) -> None:
     token = json.loads((tmp_path / TOKENIZER).read_text()).get("eos_token")
     found[TOKENIZER] = () if token is None else (tokenizer.token_to_id(token),)
     assert {name: ids for name, ids in found.items() if ids} == NAMED[edit]
-    assert tokenizer.decode(list(range(101))) == "".join(stop_tape().pieces)
+    assert tokenizer.decode(list(range(101))) == "".join(stop_tape().text(range(101)))
+
+
+def test_a_split_tape_splits_characters_of_two_three_and_four_bytes(tmp_path) -> None:
+    """Its text, by both libraries that read tokenizer.json, is that of the bytes; and some of it is cut off."""
+    made, plain = split_tape(), stop_tape()
+    assert made.ranking == plain.ranking
+    assert all(np.array_equal(made.checkpoint.weights[name], one) for name, one in plain.checkpoint.weights.items())
+    assert len(set(made.pieces)) == 101
+    start = made.before(made.pieces.index(SPLIT[0]), 1)
+    script = made.play(start, len(SPLIT))
+    assert tuple(made.pieces[token] for token in script) == SPLIT
+    texts = made.text(script)
+    assert "".join(texts) == b"".join(SPLIT).decode()
+    sizes = {len(text[0].encode()) for n, text in enumerate(texts) if text and made.begun(script[:n])}
+    assert sizes == {2, 3, 4}
+    made.checkpoint.write(tmp_path)
+    ours, theirs = Tokenizer.from_file(str(tmp_path / "tokenizer.json")), AutoTokenizer.from_pretrained(tmp_path)
+    for n in range(1, len(SPLIT) + 1):
+        whole, rest = "".join(made.text(script[:n])), "\N{REPLACEMENT CHARACTER}" * bool(made.begun(script[:n]))
+        assert ours.decode(list(script[:n])) == theirs.decode(list(script[:n])) == whole + rest
+    assert ours.encode("abcdef").ids == list(range(6))
 
 
 def test_eos_ids_lie_apart_in_the_script() -> None:

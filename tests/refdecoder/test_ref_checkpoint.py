@@ -141,9 +141,13 @@ def test_generation_config_is_read_from_the_directory(broken: Broken) -> None:
 
 
 def test_absent_keys_with_a_known_meaning() -> None:
-    config = DecoderConfig.from_dict(without(without(LLAMA_2, "num_key_value_heads"), "tie_word_embeddings"))
-    assert config.num_key_value_heads == 32
+    terse = LLAMA_2
+    for key in ("num_key_value_heads", "tie_word_embeddings", "rms_norm_eps"):
+        terse = without(terse, key)
+    config = DecoderConfig.from_dict(terse)
+    assert (config.num_key_value_heads, config.head_dim, config.rms_norm_eps) == (32, 128, 1e-6)
     assert not config.tie_word_embeddings
+    assert DecoderConfig.from_dict({**terse, "model_type": "phi3"}).rms_norm_eps == 1e-5
 
 
 def test_shards_load_as_one_file(save: Callable[..., Path]) -> None:
@@ -208,7 +212,6 @@ def test_stored_copies_that_say_nothing_new(save: Callable[..., Path]) -> None:
         ({"hidden_size": "24"}, "hidden_size is '24'"),
         ({"num_hidden_layers": 0}, "num_hidden_layers is 0"),
         ({"num_attention_heads": True}, "num_attention_heads is True"),
-        ({"rms_norm_eps": None}, "rms_norm_eps is missing"),
         ({"rms_norm_eps": float("nan")}, "rms_norm_eps is nan"),
         ({"max_position_embeddings": None}, "max_position_embeddings is missing"),
         ({"intermediate_size": None}, "intermediate_size is missing"),

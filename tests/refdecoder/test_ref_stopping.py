@@ -99,6 +99,20 @@ def test_a_character_split_over_ids_comes_at_once() -> None:
     assert text.flush() == "\N{REPLACEMENT CHARACTER}"
 
 
+def test_a_character_is_not_held_back_for_the_next_one() -> None:
+    """Bytes of one id end a character and begin another."""
+    pieces = [b"x\xe2", b"\x82\xac\xc3", b"\xa9y\xf0", b"\x9f", b"z\xc3", b"\xff"]
+    text = Detokenizer(lambda ids: b"".join(pieces[one] for one in ids).decode(errors="replace"))
+    assert [text.push(token) for token in range(5)] == ["x", "€", "éy", "", "\ufffdz"]
+    assert text.flush() == "\ufffd"
+    assert [text.push(token) for token in (0, 1, 2, 5)] == ["x", "€", "éy", ""]
+    assert text.flush() == "\ufffd\ufffd"
+    watch = Watch(
+        Stops(strings=("x",)), Detokenizer(lambda ids: b"".join(pieces[one] for one in ids).decode("utf-8", "replace"))
+    )
+    assert watch.push(0) == ("", True)
+
+
 @pytest.mark.parametrize("last", [True, False], ids=["length", "stop"])
 def test_an_incomplete_character_comes_at_the_end(last: bool) -> None:
     tokenizer = byte_level()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import accumulate, pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -28,7 +30,7 @@ from lmconform.spec.rope import (
     rotate_interleaved,
 )
 from lmconform.spec.scaled_dot_product import attention
-from lmconform.spec.stop_conditions import cut, finish, met_by_id, met_by_sequence, met_by_string
+from lmconform.spec.stop_conditions import begun, cut, decoded, finish, met_by_id, met_by_sequence, met_by_string
 
 DRAW = np.random.default_rng(11)
 
@@ -168,6 +170,18 @@ def test_the_first_condition_ends_the_row(steps: list[tuple[int, str]], most: in
     tokens, pieces = [token for token, _ in steps], [piece for _, piece in steps]
     met = met_by_id(tokens, {0}) | met_by_sequence(tokens, [(1, 2)]) | met_by_string(pieces, ["aab", "ba"])
     assert finish(met, most) == first_stop(tokens, pieces, most)
+
+
+@given(st.text(max_size=12), st.sets(st.integers(0, 40)))
+@settings(deadline=None, derandomize=True, max_examples=200)
+def test_text_is_whole_wherever_its_bytes_are_cut(text: str, cuts: set[int]) -> None:
+    spelled = text.encode()
+    edges = [0, *sorted(cut for cut in cuts if 0 < cut < len(spelled)), len(spelled)]
+    pieces = [spelled[start:end] for start, end in pairwise(edges)]
+    assert ("".join(decoded(pieces)), begun(pieces)) == (text, b"")
+    for n, added in enumerate(accumulate(decoded(pieces)), start=1):
+        assert (added.encode() + begun(pieces[:n])) == b"".join(pieces[:n])
+        assert len(begun(pieces[:n])) < 4
 
 
 def test_no_stop_takes_effect_too_early() -> None:

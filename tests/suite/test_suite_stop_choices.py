@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from lmconform.adapter import Request
+from lmconform.checkpoints.split_tape import split_tape
 from lmconform.checkpoints.tape import stop_tape
 from lmconform.judging.verdict import Verdict
 from lmconform.suite.bench import Bench
@@ -42,7 +43,7 @@ START = next(
 )
 """After it two tokens come again and again."""
 A, B = TAPE.play(START, 2)
-PIECE = {A: TAPE.pieces[A], B: TAPE.pieces[B]}
+PIECE = {A: TAPE.pieces[A].decode(), B: TAPE.pieces[B].decode()}
 
 
 def ending(masked: bool = False, **settings) -> Ending:
@@ -81,6 +82,19 @@ def test_a_stop_string_leaves_the_tokens_whole() -> None:
 def test_at_the_limit_nothing_may_be_missing() -> None:
     row = ending(stop_ids=(B,), max_new_tokens=1)
     assert (row.end, row.tokens("dropped"), row.texts("dropped", "dropped")) == ((1, "length"), [(A,)], [PIECE[A]])
+
+
+def test_what_is_cut_off_of_a_character_is_left_out_or_replaced() -> None:
+    made = split_tape()
+    last = made.before(made.pieces.index(b"\xf0"), 1)
+    three, four = (Ending(made, Request((last,), max_new_tokens=most)) for most in (3, 4))
+    assert three.texts("unspecified", "unspecified") == ["", "\ufffd", "\ufffd\ufffd", "\ufffd\ufffd\ufffd"]
+    assert four.texts("unspecified", "unspecified") == ["😀"]
+    before = made.before(made.pieces.index(b"\x80\xf0"), 2)
+    stopped = Ending(made, Request((before,), max_new_tokens=4, stop_strings=("x😀",)))
+    assert stopped.end == (2, "stop")
+    assert stopped.texts("dropped", "unspecified") == [""]
+    assert stopped.texts("returned", "unspecified") == ["x😀", "x😀\ufffd", "x😀"]
 
 
 def test_an_early_stop_id_is_masked_or_ignored() -> None:

@@ -6,8 +6,9 @@ of the type ``llama3`` is a tensor of its own, ``rope_freqs.weight``: what each 
 The tokenizer is of the kind ``rwkv``, a list of byte strings of which the longest that fits is taken, with the same
 piece for each id as in tokenizer.json. It alone lets a file name no EOS id: in llama.cpp the kinds ``llama`` and
 ``gpt2`` make ids 2 and 11 one where the file names none, and the kind ``none`` ends in a failed assertion as soon as
-the text of a token is asked for. Byte tokens are not among the pieces, since the text of an id is the same in both
-formats; text of other characters than the pieces cannot be tokenized.
+the text of a token is asked for. Bytes that are no whole character are escaped, as the kind has it. Byte tokens are not
+added to the pieces, since an id stands for the same bytes in both formats; text of other characters than the pieces
+cannot be tokenized.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from lmconform.adapter import Array
+from lmconform.checkpoints.byte_level import pieces_of
 from lmconform.checkpoints.layout import CannotWrite, Checkpoint, StoredDType
 from lmconform.spec.decoder import Config, read_config
 from lmconform.spec.rope import rope_frequencies
@@ -165,10 +167,8 @@ def _add_sizes(writer: Any, gguf: Any, config: Config, context: int | None) -> N
 
 def _add_tokenizer(writer: Any, documents: Mapping[str, Mapping[str, Any]]) -> None:
     """The pieces of tokenizer.json, and the special ids."""
-    ids = documents["tokenizer.json"]["model"]["vocab"]
-    pieces = sorted(ids, key=ids.__getitem__)
     writer.add_tokenizer_model("rwkv")
-    writer.add_token_list([piece.replace("\\", "\\\\") for piece in pieces])  # the kind has escapes
+    writer.add_token_list([_escaped(piece) for piece in pieces_of(documents["tokenizer.json"])])
     writer.add_add_bos_token(False)
     config, generation = documents["config.json"], documents.get("generation_config.json", {})
     if (bos := config.get("bos_token_id")) is not None:
@@ -178,6 +178,11 @@ def _add_tokenizer(writer: Any, documents: Mapping[str, Mapping[str, Any]]) -> N
         raise CannotWrite(f"GGUF can name {len(EOG_KEYS)} ids at which generation ends; the checkpoint has {len(eos)}.")
     for key, token in zip(EOG_KEYS, eos, strict=False):
         writer.add_uint32(f"tokenizer.ggml.{key}", token)
+
+
+def _escaped(piece: bytes) -> str:
+    """The piece as the kind spells it: a byte that belongs to no whole character is ``\\x`` and two digits."""
+    return piece.replace(b"\\", b"\\\\").decode("utf-8", "backslashreplace")
 
 
 def _ids(document: Mapping[str, Any]) -> list[int]:

@@ -29,13 +29,14 @@ def random_checkpoint(shape: Shape, volume: Volume, seed: int) -> Checkpoint:
         drawn = fused(drawn) if isinstance(shape, Phi3Shape) else drawn
     weights = {name: on_grid(value) for name, value in drawn.items()}
     recipe = {"kind": "random", "volume": volume, "seed": seed, "family": shape.family, **vars(shape)}
-    config = _terse(shape) if shape in FAMILIES else shape.config()
+    config = _terse(shape) if shape in (*FAMILIES, TERSE) else shape.config()
     return Checkpoint(f"{volume}-{label(shape)}", config, weights, recipe)
 
 
 def _terse(shape: Shape) -> dict[str, Any]:
     """config.json without the fields whose value is the one that the standard gives a field that is left out."""
-    usual = IF_ABSENT[shape.family] | {"head_dim": shape.hidden_size // shape.num_attention_heads}
+    heads = shape.num_attention_heads
+    usual = IF_ABSENT[shape.family] | {"head_dim": shape.hidden_size // heads, "num_key_value_heads": heads}
     return {name: value for name, value in shape.config().items() if name not in usual or usual[name] != value}
 
 
@@ -84,24 +85,27 @@ def _draw_gpt2(generator: np.random.Generator, name: str, size: tuple[int, ...],
 EMBEDDING: dict[Volume, float] = {"loud": 1.0, "quiet": 0.01}
 """Standard deviation of embeddings."""
 
+USUAL: dict[str, Any] = {
+    "hidden_act": "silu",
+    "tie_word_embeddings": False,
+    "attention_bias": False,
+    "mlp_bias": False,
+    "rope_theta": 10_000.0,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0},
+}
 IF_ABSENT: dict[str, dict[str, Any]] = {
+    "llama": {**USUAL, "rms_norm_eps": 1e-6},
+    "phi3": {**USUAL, "rms_norm_eps": 1e-5},
     "gpt2": {
         "activation_function": "gelu_new",
         "layer_norm_epsilon": 1e-5,
         "scale_attn_weights": True,
         "tie_word_embeddings": True,
     },
-    "phi3": {
-        "hidden_act": "silu",
-        "tie_word_embeddings": False,
-        "attention_bias": False,
-        "mlp_bias": False,
-        "rope_theta": 10_000.0,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0},
-    },
 }
 """What a field of config.json means that is left out, as many real files leave it out (decoder.md, families.md). The
-random checkpoints of these families leave out what they can, so that an engine that takes something else shows."""
+random checkpoints of the other families, and a llama, leave out what they can, so that an engine that takes something
+else shows."""
 
 SHAPES: tuple[Shape, ...] = (
     # Heads, KV heads and group all differ; head_dim is not hidden/heads; odd vocabularies; three layers once.
@@ -130,6 +134,17 @@ FAMILIES: tuple[Shape, ...] = (
     Phi3Shape(hidden_size=48, num_attention_heads=6, num_key_value_heads=2, head_dim=8, vocab_size=73),
 )
 """One shape of each other family."""
+
+TERSE = Shape(
+    hidden_size=128,
+    num_attention_heads=4,
+    num_key_value_heads=4,
+    head_dim=32,
+    vocab_size=97,
+    rms_norm_eps=1e-6,
+)
+"""A llama that leaves out D = hidden_size / H_q, H_kv = H_q and eps; none of them is another engine's default, and
+engines with fixed kernels accept the sizes."""
 
 WINDOWED = Phi3Shape(
     hidden_size=52, num_attention_heads=4, num_key_value_heads=2, head_dim=12, vocab_size=67, sliding_window=20

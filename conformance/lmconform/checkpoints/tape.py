@@ -19,6 +19,7 @@ import numpy as np
 from lmconform.adapter import Array
 from lmconform.checkpoints.circuit import Circuit, as_llama
 from lmconform.checkpoints.layout import Checkpoint, Shape, character, tokenizer
+from lmconform.spec.stop_conditions import begun, decoded
 
 SHAPE = Shape(hidden_size=128, num_attention_heads=4, num_key_value_heads=2, head_dim=32, vocab_size=101)
 RANKS = (4.0, 2.0, 1.0)
@@ -37,8 +38,8 @@ class StopTape:
     checkpoint: Checkpoint
     ranking: tuple[tuple[int, ...], ...]
     """For each token the three ids that follow it, the most probable first."""
-    pieces: tuple[str, ...]
-    """The text of each id."""
+    pieces: tuple[bytes, ...]
+    """The bytes of each id; those of several may make up one character."""
 
     def play(self, last: int, count: int, masked: Collection[int] = (), least: int = 0) -> tuple[int, ...]:
         """The ``count`` tokens after ``last``; among the first ``least`` of them none is of ``masked``.
@@ -85,8 +86,12 @@ class StopTape:
         return ratios[:, None]
 
     def text(self, tokens: Sequence[int]) -> list[str]:
-        """The pieces of text of ``tokens``."""
-        return [self.pieces[token] for token in tokens]
+        """The text that each of ``tokens`` adds."""
+        return decoded([self.pieces[token] for token in tokens])
+
+    def begun(self, tokens: Sequence[int]) -> int:
+        """How many bytes of a character that is not whole ``tokens`` end with."""
+        return len(begun([self.pieces[token] for token in tokens]))
 
 
 def stop_tape(shape: Shape = SHAPE) -> StopTape:
@@ -104,7 +109,7 @@ def stop_tape(shape: Shape = SHAPE) -> StopTape:
     plain = [character(token) for token in range(shape.vocab_size)]
     pieces = (*plain[:FIRST_SPELLED], *SPELLED, *plain[FIRST_SPELLED + len(SPELLED) :])
     checkpoint = replace(as_llama(circuit), files={"tokenizer.json": tokenizer(pieces)})
-    return StopTape(checkpoint, ranking, pieces)
+    return StopTape(checkpoint, ranking, tuple(piece.encode() for piece in pieces))
 
 
 def _follows(vocab_size: int) -> list[int]:

@@ -216,8 +216,21 @@ class CountsPaddingInThePrompt(Reference):
     attention_class = _CountedPadding
 
 
+class _AtLeast1(OtherTurn):
+    def turn(self, positions: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        return self.right(positions.clamp(min=1), cos)
+
+
+class TurnsPosition0As1(Reference):
+    """Position 0 is turned as position 1, and all others as themselves."""
+
+    name = "fault: positions of at least 1"
+    attention_class = _AtLeast1
+
+
 FAULTS = (
     Fault(CosinesEndAt100, "ROPE-1", "pegainfer#220", "rope.positions"),
+    Fault(TurnsPosition0As1, "ROPE-2", "mlx-lm#1699", "rope.positions"),
     Fault(FrequenciesInBfloat16, "ROPE-2", "transformers#25681", "rope.precision"),
     Fault(BaseOverflowsInFloat16, "ROPE-2", "1bit-MONSTER#634", "rope.precision"),
     Fault(TurnsKeysBackwards, "ROPE-4", "nanochat#489", "rope.direction"),

@@ -9,7 +9,7 @@ from lmconform.faults.fault import Fault
 from refdecoder.stopping import Detokenizer, Stops, Watch
 
 
-class _Whole(Watch):
+class WholeText(Watch):
     """A watch that hands out what ``found`` leaves of the whole text, when the row ends."""
 
     def push(self, token: int, last: bool = False) -> tuple[str, bool]:
@@ -33,7 +33,7 @@ class _Whole(Watch):
         return self.text[: min(found)[0]]
 
 
-def _stops(watch: type[Watch]) -> type[Stops]:
+def watched_by(watch: type[Watch]) -> type[Stops]:
     """Stops that are watched by ``watch``."""
 
     class Watched(Stops):
@@ -43,7 +43,7 @@ def _stops(watch: type[Watch]) -> type[Stops]:
     return Watched
 
 
-class _SinglePieces(_Whole):
+class _SinglePieces(WholeText):
     def place(self, string: str, seen: int) -> int:
         return self.text.find(string, seen)
 
@@ -52,10 +52,10 @@ class LooksAtSinglePieces(Reference):
     """A stop string is found only inside the text of one token."""
 
     name = "fault: strings in single tokens"
-    stops_class = _stops(_SinglePieces)
+    stops_class = watched_by(_SinglePieces)
 
 
-class _Suffix(_Whole):
+class _Suffix(WholeText):
     def place(self, string: str, seen: int) -> int:
         return len(self.text) - len(string) if self.text.endswith(string) else -1
 
@@ -64,7 +64,7 @@ class LooksAtTheEndOfTheText(Reference):
     """A stop string is found only if the text ends with it."""
 
     name = "fault: strings at the end"
-    stops_class = _stops(_Suffix)
+    stops_class = watched_by(_Suffix)
 
 
 class _NothingHeld(Watch):
@@ -76,10 +76,10 @@ class HandsOutHalfAString(Reference):
     """Text is handed out before it is known whether a stop string begins in it."""
 
     name = "fault: half a string"
-    stops_class = _stops(_NothingHeld)
+    stops_class = watched_by(_NothingHeld)
 
 
-class _KeepsTheString(_Whole):
+class _KeepsTheString(WholeText):
     def left(self, found: list[tuple[int, str]]) -> str:
         return self.text
 
@@ -88,10 +88,10 @@ class LeaksTheStopString(Reference):
     """The text holds the stop string, which is declared to be dropped."""
 
     name = "fault: string leaks"
-    stops_class = _stops(_KeepsTheString)
+    stops_class = watched_by(_KeepsTheString)
 
 
-class _KeepsTheTail(_Whole):
+class _KeepsTheTail(WholeText):
     def left(self, found: list[tuple[int, str]]) -> str:
         place, string = min(found)
         return self.text[:place] + self.text[place + len(string) :]
@@ -101,10 +101,10 @@ class KeepsWhatFollowsTheString(Reference):
     """The stop string is taken out, and what follows it in the same token stays."""
 
     name = "fault: tail after the string"
-    stops_class = _stops(_KeepsTheTail)
+    stops_class = watched_by(_KeepsTheTail)
 
 
-class _FromTheStart(_Whole):
+class _FromTheStart(WholeText):
     def left(self, found: list[tuple[int, str]]) -> str:
         return self.text[: min(self.text.find(string) for _, string in found)]
 
@@ -113,10 +113,10 @@ class CutsAtAnIgnoredString(Reference):
     """The text is cut at a string that the minimum made ineffective."""
 
     name = "fault: cut at an ignored string"
-    stops_class = _stops(_FromTheStart)
+    stops_class = watched_by(_FromTheStart)
 
 
-class _FirstOfTheList(_Whole):
+class _FirstOfTheList(WholeText):
     def left(self, found: list[tuple[int, str]]) -> str:
         return self.text[: found[0][0]]
 
@@ -125,10 +125,10 @@ class CutsAtTheFirstOfTheList(Reference):
     """Of several stop strings the first of the list is cut, not the earliest in the text."""
 
     name = "fault: first string of the list"
-    stops_class = _stops(_FirstOfTheList)
+    stops_class = watched_by(_FirstOfTheList)
 
 
-class _TwoPieces(_Whole):
+class _TwoPieces(WholeText):
     """Looks for strings in what the last two tokens have added."""
 
     before = 0
@@ -145,10 +145,10 @@ class LooksAtTwoPieces(Reference):
     """A stop string is found only inside the text of two tokens."""
 
     name = "fault: strings over two tokens"
-    stops_class = _stops(_TwoPieces)
+    stops_class = watched_by(_TwoPieces)
 
 
-class _Restarts(_Whole):
+class _Restarts(WholeText):
     """Compares character by character, and after a mismatch begins the string again with the character that follows."""
 
     def place(self, string: str, seen: int) -> int:
@@ -164,10 +164,10 @@ class RestartsAfterAMismatch(Reference):
     """A character that ends a partial match is not tried as the beginning of the next one."""
 
     name = "fault: match starts over"
-    stops_class = _stops(_Restarts)
+    stops_class = watched_by(_Restarts)
 
 
-class _LeaksAtTheLimit(_Whole):
+class _LeaksAtTheLimit(WholeText):
     full = False
 
     def push(self, token: int, last: bool = False) -> tuple[str, bool]:
@@ -182,7 +182,7 @@ class LeaksTheStringAtTheLimit(Reference):
     """A stop string that the last token completes stays in the text."""
 
     name = "fault: string leaks at the limit"
-    stops_class = _stops(_LeaksAtTheLimit)
+    stops_class = watched_by(_LeaksAtTheLimit)
 
 
 FAULTS = (

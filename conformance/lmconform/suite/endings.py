@@ -76,22 +76,28 @@ class Ending:
         return some.get(choice, [self.returned, *self.dropped])
 
     def texts(self, choice: str, token_choice: str) -> list[str]:
-        """Legal texts, if the engine declares ``choice`` of its stop texts, and ``token_choice`` of its stop tokens."""
+        """Legal texts, if the engine declares ``choice`` of its stop texts, and ``token_choice`` of its stop tokens.
+
+        What the last token has begun of a character is left out, or stands there as up to one U+FFFD for each byte.
+        """
         pieces = self.tape.text(self.returned)
         whole = "".join(pieces)
-        held, without = [whole], []
+        wholes = [whole + n * "\N{REPLACEMENT CHARACTER}" for n in range(self.tape.begun(self.returned) + 1)]
+        held, without = wholes, []
         if "string" in self.kinds:
             begin = len(cut(pieces, self.request.stop_strings))
             without.append(whole[:begin])
-            held += [whole[: begin + len(one)] for one in self.request.stop_strings if whole.startswith(one, begin)]
+            held = held + [
+                whole[: begin + len(one)] for one in self.request.stop_strings if whole.startswith(one, begin)
+            ]
         if "id" in self.kinds:
             without.append("".join(pieces[:-1]))
         some = {"returned": held, "dropped": without}.get(choice, held + without)
         if "sequence" in self.kinds:
-            texts = {"returned": [whole], "dropped": ["".join(pieces[: -len(one)]) for one in self._sequences]}
-            own = texts.get(token_choice, [whole, *texts["dropped"]])
+            texts = {"returned": wholes, "dropped": ["".join(pieces[: -len(one)]) for one in self._sequences]}
+            own = texts.get(token_choice, wholes + texts["dropped"])
             some = own if self.kinds == {"sequence"} else some + own
-        return some if self.kinds else [whole]
+        return some if self.kinds else wholes
 
     @property
     def _sequences(self) -> list[Tokens]:

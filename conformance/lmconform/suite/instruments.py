@@ -21,11 +21,12 @@ from lmconform.checkpoints.poison import poisoned
 from lmconform.checkpoints.probe import Probe, probe
 from lmconform.checkpoints.probe_gpt2 import gpt2_probe
 from lmconform.checkpoints.scales import scales
+from lmconform.checkpoints.split_tape import split_tape
 from lmconform.checkpoints.tape import stop_tape
 from lmconform.checkpoints.turn_scope import LLAMA3, turn_scope
 
 SCOPE, LOUD_SCOPE = "scope", "loud-scope"
-STOP_TAPE, DICE = "stop-tape", "dice"
+STOP_TAPE, SPLIT_TAPE, DICE = "stop-tape", "split-tape", "dice"
 DIAL, POISON = "dial", "poison"
 TURN_SCOPE, STRETCHED_TURN_SCOPE = "turn-scope", "stretched-turn-scope"
 PROBE, TOKEN_PROBE = "probe", "token-probe"
@@ -180,6 +181,11 @@ def _stop_tape(precision: Precision) -> Material:
     return Material(made.checkpoint, LENGTHS[0], made)
 
 
+def _split_tape(precision: Precision) -> Material:
+    made = split_tape()
+    return Material(made.checkpoint, LENGTHS[0], made)
+
+
 def _dice(precision: Precision) -> Material:
     made = dice()
     return Material(made.checkpoint, LENGTHS[0], made)
@@ -207,6 +213,7 @@ INSTRUMENTS: dict[str, Callable[[Precision], Material]] = {
     HUGE_BALANCE: _huge_balance,
     LADDER: _ladder,
     STOP_TAPE: _stop_tape,
+    SPLIT_TAPE: _split_tape,
     DICE: _dice,
 }
 """Each makes its checkpoint for an engine of this precision."""

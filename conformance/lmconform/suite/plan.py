@@ -17,16 +17,18 @@ from lmconform.checkpoints.edits import edited
 from lmconform.checkpoints.layout import Checkpoint, Shape
 from lmconform.checkpoints.random import FAMILIES as FAMILY_SHAPES
 from lmconform.checkpoints.random import SHAPES, Volume, label, random_checkpoint
+from lmconform.checkpoints.random import TERSE as TERSE_SHAPE
 from lmconform.checkpoints.random import WINDOWED as WINDOWED_SHAPE
 from lmconform.spec.decoder import decoder, read_checkpoint
-from lmconform.suite.instruments import INSTRUMENTS, LENGTHS, STOP_TAPE, Material, around
+from lmconform.suite.instruments import INSTRUMENTS, LENGTHS, SPLIT_TAPE, STOP_TAPE, Material, around
 from lmconform.transport.client import Connection
 
 RANDOM, FEW_RANDOM, FIRST_RANDOM, FAMILIES = "random", "few-random", "first-random", "families"
-WINDOWED, GIVEN = "windowed", "given"
+WINDOWED, TERSE, GIVEN = "windowed", "terse", "given"
 """Kinds of checkpoints. A test that edits them takes few: each edit of each is one more load."""
-OTHERS = {f"quiet-{shape.family}": shape for shape in FAMILY_SHAPES} | {WINDOWED: WINDOWED_SHAPE}
-"""The random checkpoints of the other families. A quiet one shows all that a loud one does, and eps too."""
+OTHERS = {f"quiet-{shape.family}": shape for shape in FAMILY_SHAPES} | {WINDOWED: WINDOWED_SHAPE, TERSE: TERSE_SHAPE}
+"""The random checkpoints of the other families, and of a llama whose config.json says little. A quiet one shows all
+that a loud one does, and eps too."""
 MAX_TOKENS = 136
 MAX_ROWS = 32
 """Rows of a batch: most tests have a few; those that draw have all, since a wide batch costs an engine little more."""
@@ -47,7 +49,7 @@ def block_edges(length: int) -> list[int]:
 
 
 TAPE_EXAMPLES = 3
-"""Least examples on the tape: its model is the smallest, and stops have many forms."""
+"""Least examples on a tape: its model is the smallest, and stops have many forms."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +146,7 @@ class Plan:
         count = self.profile.examples if case.regime is None else self.profile.regime_examples
         if case.checkpoint in self.operators:
             return max(count, OPERATOR_EXAMPLES)
-        if case.checkpoint == STOP_TAPE and case.regime is None:
+        if case.checkpoint in (STOP_TAPE, SPLIT_TAPE) and case.regime is None:
             return max(count, TAPE_EXAMPLES)
         return count if self.given is None else min(count, GIVEN_EXAMPLES)
 
@@ -195,7 +197,7 @@ class Plan:
         if kind == FIRST_RANDOM:
             return self._names(RANDOM)[:1]
         if kind == FAMILIES:
-            return [name for name in OTHERS if name != WINDOWED]
+            return [name for name in OTHERS if name not in (WINDOWED, TERSE)]
         if kind != RANDOM:
             return [kind]
         return [f"{self._volume(index)}-{index}" for index in range(self.profile.checkpoints)]
@@ -234,7 +236,7 @@ class Plan:
         return Material(checkpoint, LENGTHS[index % len(LENGTHS)])
 
     def _other(self, shape: Shape, redraw: int) -> Material:
-        """A random checkpoint of another family."""
+        """A random checkpoint of another family, or a terse one."""
         window = shape.config().get("sliding_window")
         checkpoint = random_checkpoint(shape, "quiet", self.seed * 1000 + redraw)
         return self._taken(Material(checkpoint, LENGTHS[0] if window is None else around(window, 65, 129)))

@@ -18,6 +18,11 @@ from lmconform.suite.subject import MOST_LOGPROBS, Scores, Subject
 from lmconform.transport.client import NotFinite
 
 PROMPT = (5, 40, 12, 12, 77, 3, 60)
+FAR = 1 / 8
+"""Beside the spread of the scores: errors beyond any rounding."""
+NEARER = 1 / 8
+"""Of the error without a token in front, what it is at most with the one that was added. A wrong decoder may come a
+little nearer to the scores of another prompt, by chance; only that prompt itself explains them."""
 WAY_OUT = "Return the scores before any filter (top-k, top-p, banned ids)."
 
 
@@ -81,20 +86,21 @@ def _plain(model: Subject, scores: Scores, door: str) -> None:
             f"{door} gave {lowest} of {values.shape[1]} ids the lowest score of their row, {values.min():.4g}, on a "
             f"checkpoint whose scores all differ. {WAY_OUT}"
         )
-    if _far(model, scores, ()):
+    alone = _error(model, scores, ())
+    if alone > FAR:
         for token in range(model.vocab_size):
-            if not _far(model, scores, (token,)):
+            if _error(model, scores, (token,)) <= min(FAR, alone * NEARER):
                 raise AdapterOff(
                     f"{door} returned the scores of another prompt: of the tokens with id {token} in front. Switch off "
                     "what adds a BOS token."
                 )
 
 
-def _far(model: Subject, scores: Scores, front: tuple[int, ...]) -> bool:
-    """Whether the scores are beyond any rounding from the oracle's for the same tokens after ``front``."""
+def _error(model: Subject, scores: Scores, front: tuple[int, ...]) -> float:
+    """How far the scores are from the oracle's for the same tokens after ``front``, beside the spread of those."""
     rows = [model.yardstick.oracle(front + tokens)[len(front) + position] for tokens, position in scores.places]
     wanted = centred(np.array(rows)[:, list(scores.columns or range(model.vocab_size))])
-    return bool((centred(scores.values) - wanted).std() > wanted.std() / 8)
+    return float((centred(scores.values) - wanted).std() / wanted.std())
 
 
 def _rows(values: Array, tokens: tuple[int, ...], tape: StopTape, door: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from functools import partial
-from itertools import permutations
+from itertools import permutations, product
 from typing import Any
 
 from hypothesis import strategies as st
@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from lmconform.adapter import Request
 from lmconform.checkpoints.eos import NAMED
 from lmconform.checkpoints.tape import FIRST_SPELLED, SPELLED, StopTape
+from lmconform.spec.stop_conditions import met_by_string
 from lmconform.suite.dsl import Structure, decides
 from lmconform.suite.instruments import STOP_TAPE
 from lmconform.suite.subject import Subject, Tokens
@@ -88,6 +89,69 @@ def _after_one(text: str, pair: str) -> bool:
 def plain() -> Structure:
     """The last token of a prompt after which each piece of text is one character that comes once."""
     return lambda model: st.integers(FIRST_SPELLED + len(SPELLED), model.vocab_size - 1)
+
+
+def splitting() -> Structure:
+    """The last token of a prompt after which characters come that are split over tokens; the first begins anew."""
+
+    def strategy(model: Subject) -> st.SearchStrategy[int]:
+        scripts = {last: play(model, last) for last in range(model.vocab_size)}
+        return st.sampled_from([one for one in scripts if anew(model, one) and split_places(model, scripts[one])])
+
+    return strategy
+
+
+def cut_off() -> Structure:
+    """(last token of a prompt, number of new tokens): the last of these ends a character and begins another."""
+
+    def strategy(model: Subject) -> st.SearchStrategy[tuple[int, int]]:
+        scripts = {last: play(model, last) for last in range(model.vocab_size) if anew(model, last)}
+        pairs = [(last, n) for last in scripts for n in range(1, MOST + 1)]
+        played = tape(model)
+        return st.sampled_from(
+            [(last, n) for last, n in pairs if played.begun(scripts[last][:n]) and played.text(scripts[last][:n])[-1]]
+        )
+
+    return strategy
+
+
+def split_strings() -> Structure:
+    """(last token of a prompt, string): one of the string's characters is split over tokens where it comes first."""
+
+    def strategy(model: Subject) -> st.SearchStrategy[tuple[int, str]]:
+        lasts = [last for last in range(model.vocab_size) if anew(model, last)]
+        return st.sampled_from([(last, string) for last in lasts for string in _split_strings(model, last)])
+
+    return strategy
+
+
+def _split_strings(model: Subject, last: int) -> list[str]:
+    """Strings of one to four characters after ``last``. The token that completes one begins no other character: with
+    one begun, many engines hold back what stands before it, and end the row a little later."""
+    script, found = play(model, last), []
+    pieces, places = tape(model).text(script), split_places(model, script)
+    text = "".join(pieces)
+    for end, size in product((place + more for place in places for more in (1, 2)), (1, 2, 4)):
+        string = text[max(0, end - size) : end]
+        first = text.find(string)
+        completed = script[: min(met_by_string(pieces, [string]))]
+        if {*places} & {*range(first, first + len(string))} and not tape(model).begun(completed):
+            found.append(string)
+    return found
+
+
+def anew(model: Subject, last: int) -> bool:
+    """Whether the text after ``last`` begins with a whole character, or with the first byte of one."""
+    first = tape(model).pieces[play(model, last, 1)[0]][0]
+    return not 0x80 <= first < 0xC0
+
+
+def split_places(model: Subject, script: Tokens) -> list[int]:
+    """Places in the text of ``script`` of the characters that are split over its tokens, and whole at its end."""
+    played, text = tape(model), "".join(tape(model).text(script))
+    open_ends = [script[:n] for n in range(1, len(script)) if played.begun(script[:n])]
+    places = {len("".join(played.text(before))) for before in open_ends}
+    return sorted(place for place in places if place < len(text))
 
 
 def tape(model: Subject) -> StopTape:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from lmconform.checkpoints.ladder import Ladder
+from lmconform.checkpoints.layout import Checkpoint
 from lmconform.checkpoints.tape import StopTape
 from lmconform.suite.dsl import (
     BALANCE,
@@ -20,6 +23,7 @@ from lmconform.suite.dsl import (
     rows,
 )
 from lmconform.suite.instruments import STOP_TAPE
+from lmconform.suite.plan import TERSE
 from lmconform.suite.weighing import Loads, first_step, loads, one_pass
 
 STEPS = 4
@@ -157,3 +161,24 @@ def test_the_embedding_has_no_factor(model: Subject, expect: Expect, draw: Draw,
 @decides("DEC-5", "31c47785", door="generate", on=(BALANCE,), loads=loads())
 def test_the_embedding_has_no_factor_while_generating(model: Subject, expect: Expect, draw: Draw, loads: Loads) -> None:
     expect.weighs(first_step(model, loads), "embedding", "factor of the embedding")
+
+
+# DEC-6: what config.json leaves out.
+
+
+def of_a_larger_eps(checkpoint: Checkpoint) -> Checkpoint:
+    """The same decoder with another family's eps: of what may be left out, it moves the scores least."""
+    return replace(checkpoint, config={**checkpoint.config, "rms_norm_eps": 1e-5})
+
+
+@decides("DEC-6", "868cf8ff", door="score", on=(TERSE,), length=lengths(at_least=15))
+def test_fields_that_are_left_out_have_their_values(model: Subject, expect: Expect, draw: Draw, length: int) -> None:
+    expect.agrees(model.score(draw.tokens(length)), "scores under a short config.json", of_a_larger_eps)
+
+
+@decides("DEC-6", "868cf8ff", door="generate", on=(TERSE,), length=lengths(at_least=15))
+def test_fields_that_are_left_out_have_their_values_while_generating(
+    model: Subject, expect: Expect, draw: Draw, length: int
+) -> None:
+    (steps,) = model.continue_greedily([draw.tokens(length)], STEPS)
+    expect.agrees(steps, "log-probabilities of the new tokens under a short config.json", of_a_larger_eps)
