@@ -153,37 +153,34 @@ def test_larger_values_give_as_much_more_while_generating(
 # SDP-4: the order of keys and values does not matter.
 
 
-@decides("SDP-4", "f4af06d0", door="score", on=(DIAL,), span=spans(at_least=33))
-def test_the_order_of_keys_does_not_matter(model: Subject, expect: Expect, draw: Draw, span: tuple[int, int]) -> None:
-    tokens, turned = reordered(model, draw, span)
+@decides("SDP-4", "f4af06d0", door="score", on=(DIAL,), length=lengths(at_least=33))
+def test_the_order_of_keys_does_not_matter(model: Subject, expect: Expect, draw: Draw, length: int) -> None:
+    tokens, turned = reordered(model, draw, length)
     one, other = (model.score(prompt, model.scope.columns)[-1:] for prompt in (tokens, turned))
     same_weights(model, expect, one, other)
 
 
-@decides("SDP-4", "f4af06d0", door="session", on=(DIAL,), span=spans(at_least=33))
-def test_the_order_of_cached_keys_does_not_matter(
-    model: Subject, expect: Expect, draw: Draw, span: tuple[int, int]
-) -> None:
-    tokens, turned = reordered(model, draw, span)
+@decides("SDP-4", "f4af06d0", door="session", on=(DIAL,), length=lengths(at_least=33))
+def test_the_order_of_cached_keys_does_not_matter(model: Subject, expect: Expect, draw: Draw, length: int) -> None:
+    tokens, turned = reordered(model, draw, length)
     sizes = (len(tokens) - 1, 1)
     one, other = (model.prefill_in_chunks(prompt, sizes, model.scope.columns)[-1:] for prompt in (tokens, turned))
     same_weights(model, expect, one, other)
 
 
-@decides("SDP-4", "f4af06d0", door="generate", on=(DIAL,), span=spans(at_least=33))
+@decides("SDP-4", "f4af06d0", door="generate", on=(DIAL,), length=lengths(at_least=33))
 def test_the_order_of_keys_does_not_matter_while_generating(
-    model: Subject, expect: Expect, draw: Draw, span: tuple[int, int]
+    model: Subject, expect: Expect, draw: Draw, length: int
 ) -> None:
-    tokens, turned = reordered(model, draw, span)
+    tokens, turned = reordered(model, draw, length)
     one, other = (decoded(model, prompt, 2) for prompt in (tokens, turned))
     same_weights(model, expect, one, other)
 
 
-def reordered(model: Subject, draw: Draw, span: tuple[int, int]) -> tuple[Tokens, Tokens]:
-    """Steps that end with 0, and the same with the part after the cut in front of the rest."""
-    length, cut = span
+def reordered(model: Subject, draw: Draw, length: int) -> tuple[Tokens, Tokens]:
+    """Steps that end with 0, and the same sorted: wherever keys are cut into parts, other ones come together."""
     steps = dial(model).steps(draw.tokens(length - 1))
-    return (*steps, STEPS[0]), (*steps[cut:], *steps[:cut], STEPS[0])
+    return (*steps, STEPS[0]), (*sorted(steps), STEPS[0])
 
 
 def same_weights(model: Subject, expect: Expect, one: Scores, other: Scores) -> None:
