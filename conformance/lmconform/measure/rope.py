@@ -158,7 +158,8 @@ class _Angles:
 
         def slopes(rows: Array, asks: Sequence[Ask]) -> Array:
             angles = self._angles(rows, asks)
-            found: Array = np.nansum(angles, axis=1) / np.where(np.isnan(angles), 0, self._distances).sum(axis=1)
+            with np.errstate(invalid="ignore"):  # a wrong engine may show no angle at all
+                found: Array = np.nansum(angles, axis=1) / np.where(np.isnan(angles), 0, self._distances).sum(axis=1)
             return found
 
         return self._base(self._seen.value(slopes))
