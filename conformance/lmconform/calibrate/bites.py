@@ -23,8 +23,9 @@ from lmconform.suite.choose import matching
 from lmconform.suite.dsl import Decides
 from lmconform.suite.examples import Example, Runner
 from lmconform.suite.findings import Exceeded, Tally
+from lmconform.suite.kernel_expect import kernel_words
 from lmconform.suite.modules import decisions
-from lmconform.suite.operators import Kernel, kernel_words
+from lmconform.suite.operators import Kernel
 from lmconform.suite.plan import Case, Plan, on_one_checkpoint
 from lmconform.suite.stock import Stock
 from lmconform.transport.client import Connection, EngineSpec

@@ -14,6 +14,7 @@ from lmconform.adapter import OPERATORS, AttentionOperator, Refused, RMSNormOper
 from lmconform.calibrate.table import Table
 from lmconform.judging.operators import AttentionCall, Call, NormCall, OperatorYardstick, RopeCall, rows
 from lmconform.suite.findings import Exceeded, Tally, Unfit
+from lmconform.suite.kernel_expect import KernelExpect
 from lmconform.suite.operators import (
     GROUPS,
     HIDDEN_SIZES,
@@ -22,7 +23,6 @@ from lmconform.suite.operators import (
     WIDTHS,
     Kernel,
     KernelDraw,
-    KernelExpect,
     Sizes,
     needle,
     norm_call,

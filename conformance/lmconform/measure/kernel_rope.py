@@ -18,7 +18,8 @@ from lmconform.measure.observation import Value
 from lmconform.measure.rope import SECTION
 from lmconform.measure.sheet import Entry, choice, number
 from lmconform.spec.rope import inverse_frequencies
-from lmconform.suite.operators import ANGLE_FACTOR, Kernel
+from lmconform.suite.kernel_expect import ANGLE_FACTOR
+from lmconform.suite.operators import Kernel
 
 BASES = (10_000.0, 500_000.0)
 NEAR, FAR = 4_096, 131_072

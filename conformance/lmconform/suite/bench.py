@@ -21,7 +21,8 @@ from lmconform.suite.dsl import Decides
 from lmconform.suite.examples import Example, Runner
 from lmconform.suite.findings import Exceeded, Tally
 from lmconform.suite.instruments import STOP_TAPE, Material
-from lmconform.suite.operators import Kernel, kernel_words
+from lmconform.suite.kernel_expect import kernel_words
+from lmconform.suite.operators import Kernel
 from lmconform.suite.plan import MAX_ROWS, Case, Plan
 from lmconform.suite.preflight import AdapterOff, in_context, preflight
 from lmconform.suite.stock import Stock

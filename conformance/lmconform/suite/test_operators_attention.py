@@ -12,6 +12,7 @@ from lmconform.adapter import Array
 from lmconform.judging.operators import Answer, AttentionCall, Call
 from lmconform.spec.causal_mask import masked_softmax
 from lmconform.suite.dsl import decides
+from lmconform.suite.kernel_expect import KernelExpect
 from lmconform.suite.operators import (
     ATTENTION,
     GRID,
@@ -19,7 +20,6 @@ from lmconform.suite.operators import (
     Answered,
     Kernel,
     KernelDraw,
-    KernelExpect,
     Sizes,
     equal_products,
     needle,

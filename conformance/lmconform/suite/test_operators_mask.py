@@ -10,13 +10,13 @@ from lmconform.adapter import Array
 from lmconform.judging.operators import AttentionCall
 from lmconform.spec.causal_mask import causal_visible
 from lmconform.suite.dsl import decides
+from lmconform.suite.kernel_expect import KernelExpect
 from lmconform.suite.operators import (
     ATTENTION,
     KEYS,
     Answered,
     Kernel,
     KernelDraw,
-    KernelExpect,
     Sizes,
     equal_products,
     showing,

@@ -9,7 +9,15 @@ import numpy as np
 from lmconform.adapter import Array
 from lmconform.judging.operators import Answer, Call, NormCall
 from lmconform.suite.dsl import decides
-from lmconform.suite.operators import NORM, Kernel, KernelDraw, KernelExpect, norm_call, one_of, widths
+from lmconform.suite.kernel_expect import KernelExpect
+from lmconform.suite.operators import (
+    NORM,
+    Kernel,
+    KernelDraw,
+    norm_call,
+    one_of,
+    widths,
+)
 
 LOUD = 512.0
 """Float16 holds it; its square is infinite there."""

@@ -11,7 +11,14 @@ from lmconform.adapter import Array
 from lmconform.judging.operators import Answer, Call, RopeCall
 from lmconform.spec.rope import inverse_frequencies
 from lmconform.suite.dsl import decides
-from lmconform.suite.operators import ROPE, Kernel, KernelDraw, KernelExpect, one_of, widths
+from lmconform.suite.kernel_expect import KernelExpect
+from lmconform.suite.operators import (
+    ROPE,
+    Kernel,
+    KernelDraw,
+    one_of,
+    widths,
+)
 
 BASES = (10_000.0, 500_000.0, 1_000_000.0)
 FAR = 131_072
