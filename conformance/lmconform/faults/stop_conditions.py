@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from torch import Tensor
-
 import refdecoder
 from lmconform.adapter import Model, Needs, Request
 from lmconform.engines.reference import Reference, ReferenceModel
@@ -247,44 +245,6 @@ class WaitsForTheLongestSequence(Reference):
     stops_class = _LateStops
 
 
-class _Earlier(Stops):
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        object.__setattr__(self, "min_new_tokens", max(self.min_new_tokens - 1, 0))
-
-
-class StopsATokenTooEarly(Reference):
-    """A stop takes effect with the last token of the minimum."""
-
-    name = "fault: minimum less one"
-    stops_class = _Earlier
-
-
-class _Later(Stops):
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        object.__setattr__(self, "min_new_tokens", self.min_new_tokens + (self.min_new_tokens > 0))
-
-
-class StopsATokenTooLate(Reference):
-    """No stop takes effect with the first token after the minimum."""
-
-    name = "fault: minimum plus one"
-    stops_class = _Later
-
-
-class _MasksOne(Stops):
-    def mask(self, logits: Tensor, count: int) -> Tensor:
-        return replace(self, ids=self.ids[:1]).mask(logits, count) if len(self.ids) > 1 else super().mask(logits, count)
-
-
-class MasksTheFirstStopIdOnly(Reference):
-    """Before the minimum only the first stop id is masked; the others are drawn and ignored."""
-
-    name = "fault: one id masked"
-    stops_class = _MasksOne
-
-
 class _LimitFirst(Watch):
     def push(self, token: int, last: bool = False) -> tuple[str, bool]:
         text, stopped = super().push(token, last)
@@ -330,9 +290,6 @@ FAULTS = (
     Fault(MatchesSequencesInAnyOrder, "STOP-8", "haystack#5502", "stops.sequence"),
     Fault(MatchesTheLastIdOfASequence, "STOP-8", "haystack#5502", "stops.sequence"),
     Fault(WaitsForTheLongestSequence, "STOP-8", "mlx-examples#524", "stops.sequence"),
-    Fault(StopsATokenTooEarly, "STOP-12", "vllm#46243", "stops.minimum"),
-    Fault(StopsATokenTooLate, "STOP-12", "vllm#46243", "stops.minimum"),
-    Fault(MasksTheFirstStopIdOnly, "STOP-13", "vllm#5849", "stops.minimum"),
     Fault(ChecksTheLimitFirst, "STOP-14", "sglang#30291", "stops.reason"),
     Fault(ChecksOneKindOfStop, "STOP-15", "vllm#5243", "stops.ids"),
 )
