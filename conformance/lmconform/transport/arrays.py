@@ -63,6 +63,11 @@ def encode(array: np.ndarray, payload: list[memoryview]) -> dict[str, Any]:
     return {**tag, "offset": offset}
 
 
+def arrived(array: np.ndarray) -> np.ndarray:
+    """A copy of the array, in the format in which the wire would bring it."""
+    return np.array(array, np.float32 if array.dtype.name == "bfloat16" else array.dtype.newbyteorder("="), order="C")
+
+
 _TAG = fields.record(
     {"dtype": fields.text, "shape": fields.sequence(fields.at_least(0))},
     {"offset": fields.at_least(0), "base64": fields.text},

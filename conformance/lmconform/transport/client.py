@@ -184,10 +184,9 @@ class Connection:
             raise EngineDied(f"{self.name} is not running, so {name} could not be asked. {self._epitaph}")
         link, limit = self._link, self.time_limit if limit is None else limit
         self._number += 1
-        message = b"".join(protocol.dump({"id": self._number, "call": name, "arguments": arguments}))
         started, sent, received = time.monotonic(), link.bytes_sent, link.bytes_received
         try:
-            reply, payload = link.exchange(message, self._number, name, limit)
+            reply, payload = link.exchange(self._number, name, arguments, limit)
         except Gone as error:
             raise self._dead(EngineDied, f"{self.name} died during {name}: {error}.") from None
         except Late:

@@ -369,6 +369,22 @@ def _number(value: float) -> float | str:
     return value if math.isfinite(value) else "nan" if math.isnan(value) else "inf" if value > 0 else "-inf"
 
 
+def arrived(result: Mapping[str, Any]) -> dict[str, Any]:
+    """A result as it would come over the wire: arrays, alone or in a list, are copies in the formats that it has."""
+
+    def one(value: Any) -> Any:
+        if isinstance(value, list):
+            return [one(item) for item in value]
+        return arrays.arrived(value) if isinstance(value, np.ndarray) else value
+
+    return {name: one(value) for name, value in result.items()}
+
+
+def request_bytes(number: int, call: str, arguments: Mapping[str, Any]) -> bytes:
+    """A request as it goes over the wire."""
+    return b"".join(dump({"id": number, "call": call, "arguments": arguments}))
+
+
 def dump(message: Mapping[str, Any]) -> list[bytes | memoryview]:
     """Return a message as buffers to write one after the other: the line, then the bytes of its arrays."""
     payload: list[memoryview] = []
