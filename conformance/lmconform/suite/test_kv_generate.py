@@ -30,6 +30,8 @@ ENDS = (1, 4, 3, 2)
 """New tokens of the rows of a crowded call, in turn."""
 EDGE = 64
 """A length at which blocks end, whether they hold 8, 16, 32 or 64 tokens."""
+FRESH = 100
+"""Streams of tokens from here on are of one example alone."""
 PROMPTS = 3
 """Different prompts of a crowded call."""
 
@@ -109,7 +111,12 @@ def test_more_rows_than_slots_choose_as_alone(model: Subject, expect: Expect, dr
             expect.tokens(prompt=prompt, got=got, wanted=wanted, what=f"greedy token of one of {len(prompts)} rows")
 
 
-# KV-10: prompts with the same beginning.
+# KV-10: prompts with the same beginning. What another test asked may be in a prefix cache, so each has its own.
+
+
+def fresh(draw: Draw, length: int, use: int) -> Tokens:
+    """A prompt that nobody asks but the example of this length and ``use``."""
+    return draw.tokens(length, stream=FRESH + 1000 * length + use)
 
 
 def asked(model: Subject, expect: Expect, prompt: Tokens) -> Scores:
@@ -122,7 +129,7 @@ def asked(model: Subject, expect: Expect, prompt: Tokens) -> Scores:
 
 @decides("KV-10", "cc4612f5", door="generate", every_regime=True, length=lengths())
 def test_the_same_prompt_continues_as_before(model: Subject, expect: Expect, draw: Draw, length: int) -> None:
-    prompt = draw.tokens(length)
+    prompt = fresh(draw, length, use=0)
     first, again = (asked(model, expect, prompt) for _ in range(2))
     same_steps(expect, again, first, "log-probabilities of a prompt that was asked before")
 
@@ -130,23 +137,26 @@ def test_the_same_prompt_continues_as_before(model: Subject, expect: Expect, dra
 @decides("KV-10", "cc4612f5", door="generate", on=(FIRST_RANDOM,), tries=1)
 def test_a_prompt_of_whole_blocks_continues_as_before(model: Subject, expect: Expect, draw: Draw) -> None:
     """All of it is in the prefix cache; the scores of its last token must come from somewhere."""
-    first, again = (asked(model, expect, draw.tokens(EDGE)) for _ in range(2))
+    first, again = (asked(model, expect, fresh(draw, EDGE, use=1)) for _ in range(2))
     same_steps(expect, again, first, f"log-probabilities of a prompt of {EDGE} tokens that was asked before")
 
 
-@decides("KV-10", "cc4612f5", door="generate", every_regime=True, span=spans())
+@decides("KV-10", "cc4612f5", door="generate", on=(FIRST_RANDOM,), every_regime=True, span=spans())
 def test_a_shared_beginning_shares_no_more(model: Subject, expect: Expect, draw: Draw, span: tuple[int, int]) -> None:
+    """The other prompt is also asked of a model that never met the first one: of a copy that SDP-9 loads anyway."""
     length, shared = span
-    prompt = draw.tokens(length)
+    prompt = fresh(draw, length, use=10 + shared)
     other = prompt[:shared] + draw.tokens(length, stream=1)[shared:]
-    first, _, again = (asked(model, expect, one) for one in (prompt, other, prompt))
+    first, got, again = (asked(model, expect, one) for one in (prompt, other, prompt))
+    alone = asked(model.edited("attention-dropout"), expect, other)
+    same_steps(expect, got, alone, f"log-probabilities of a prompt whose first {shared} tokens were asked before")
     same_steps(expect, again, first, f"log-probabilities after another prompt with the same first {shared} tokens")
 
 
 @decides("KV-10", "cc4612f5", door="generate", every_regime=True, length=lengths())
 def test_the_last_token_counts(model: Subject, expect: Expect, draw: Draw, length: int) -> None:
     """The greedy continuation knows what the longer prompt should give, without having asked for it."""
-    (steps,) = model.continue_greedily([draw.tokens(length)], 2)
+    (steps,) = model.continue_greedily([fresh(draw, length, use=2)], 2)
     wanted, _ = steps.places[1]
     model.new_tokens([(*wanted[:-1], (wanted[-1] + 1) % model.vocab_size)], 1)
     (got,) = model.continue_greedily([wanted], 1)
@@ -155,7 +165,7 @@ def test_the_last_token_counts(model: Subject, expect: Expect, draw: Draw, lengt
 
 @decides("KV-10", "cc4612f5", door="generate", length=lengths())
 def test_the_last_token_counts_for_the_choice(model: Subject, expect: Expect, draw: Draw, length: int) -> None:
-    prompt = draw.tokens(length)
+    prompt = fresh(draw, length, use=3)
     (chosen,) = model.new_tokens([prompt], 2)
     longer = (*prompt, chosen[0])
     model.new_tokens([(*prompt, (chosen[0] + 1) % model.vocab_size)], 1)
