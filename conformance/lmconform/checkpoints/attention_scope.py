@@ -25,6 +25,8 @@ from itertools import product
 from math import log, pi
 from typing import Any, Literal
 
+import numpy as np
+
 from lmconform.adapter import Array
 from lmconform.checkpoints.circuit import Circuit, as_llama
 from lmconform.checkpoints.layout import Checkpoint, Shape
@@ -85,7 +87,8 @@ class AttentionScope:
         """Attention weights [rows, layers, heads, content] from scores [rows, len(columns)] of ``columns``."""
         zero, const, rest = scores[:, :1], scores[:, 1:2], scores[:, 2:]
         unit = 1 / WRITE
-        weights = unit * (rest - zero) / (const - zero)
+        with np.errstate(divide="ignore", invalid="ignore"):  # a wrong engine may lose the constant
+            weights = unit * (rest - zero) / (const - zero)
         return weights.reshape(len(scores), self.layers, self.heads, self.content)  # [rows, L, H_q, content]
 
 
