@@ -22,6 +22,7 @@ from lmconform.checkpoints.heads import (
     uneven_heads,
 )
 from lmconform.checkpoints.layout import Checkpoint
+from lmconform.checkpoints.random import IF_ABSENT
 
 Edit = Callable[[Checkpoint], Checkpoint]
 
@@ -33,6 +34,13 @@ def small_context(checkpoint: Checkpoint) -> Checkpoint:
     return replace(checkpoint, config={**checkpoint.config, "max_position_embeddings": SMALL_CONTEXT})
 
 
+def spelled_out(checkpoint: Checkpoint) -> Checkpoint:
+    """The same llama, whose config.json says all that it may leave out."""
+    heads, size = checkpoint.config["num_attention_heads"], checkpoint.config["hidden_size"]
+    usual = {**IF_ABSENT["llama"], "head_dim": size // heads, "num_key_value_heads": heads}
+    return replace(checkpoint, config={**usual, **checkpoint.config})
+
+
 EDITS: dict[str, Edit] = {
     "repeat-kv": repeat_kv,
     "repeat-kv-backwards": repeat_kv_backwards,
@@ -42,6 +50,7 @@ EDITS: dict[str, Edit] = {
     "large-values": enlarge_values,
     "attention-dropout": name_dropout,
     "small-context": small_context,
+    "spelled-out": spelled_out,
     "quarter-turned": rope_edits.quarter_turned,
     "linear-rope": rope_edits.linear,
     "unscaled-rope": rope_edits.unscaled,

@@ -21,8 +21,12 @@ from lmconform.judging.verdict import Verdict
 from lmconform.spec import access, requirements
 
 MEASURED = Path(__file__).parents[1] / "faults" / "measured.json"
-SHARPNESS = 8
-"""A fault counts with its likeness to this power: half as alike, 256 times less."""
+SHARPNESS = 16
+"""A fault counts with its likeness to this power: one that is 0.8 alike counts 35 times less than one that is equal."""
+SAME = 0.95
+"""From this likeness on, the engine may have the very fault."""
+COMPARED = 0.05
+"""What the evidence for a comparison with the oracle counts otherwise: any fault fails it, wherever it is."""
 SURE = 0.5
 """Share of the evidence that a mechanism, or a fault, must have to be named."""
 ALIKE = 0.25
@@ -117,8 +121,14 @@ def diagnose(found: Mapping[str, bool], known: Sequence[Known] | None = None) ->
     for fault, weight in weights.items():
         of_mechanism[fault.mechanism] += weight / total
         of_requirement[fault.requirement] += weight / total
-    ranked = tuple(sorted(failing, key=lambda one: (-of_mechanism[_page(one)], -of_requirement[one], *_plainly(one))))
-    if max(likeness.values(), default=0.0) < ALIKE:
+    nearest = max(likeness.values(), default=0.0)
+
+    def place(one: str) -> tuple[float, ...]:
+        says = COMPARED if nearest < SAME and requirements()[one].kind == "differential" else 1.0
+        return -says * of_mechanism[_page(one)], -of_requirement[one], *_plainly(one)
+
+    ranked = tuple(sorted(failing, key=place))
+    if nearest < ALIKE:
         return Diagnosis(ranked)
     mechanism, share = max(of_mechanism.items(), key=lambda one: one[1])
     follows = frozenset(one for one in ranked[1:] if _chance(one, weights) >= EXPECTED)

@@ -16,12 +16,14 @@ from lmconform.suite.dsl import (
     Draw,
     Expect,
     Subject,
+    agreeing,
     chunks,
     decides,
     joined,
     lengths,
     rows,
 )
+from lmconform.suite.findings import Edits
 from lmconform.suite.instruments import STOP_TAPE
 from lmconform.suite.plan import TERSE
 from lmconform.suite.weighing import Loads, first_step, loads, one_pass
@@ -173,12 +175,17 @@ def of_a_larger_eps(checkpoint: Checkpoint) -> Checkpoint:
 
 @decides("DEC-6", "868cf8ff", door="score", on=(TERSE,), length=lengths(at_least=15))
 def test_fields_that_are_left_out_have_their_values(model: Subject, expect: Expect, draw: Draw, length: int) -> None:
-    expect.agrees(model.score(draw.tokens(length)), "scores under a short config.json", of_a_larger_eps)
+    tokens = draw.tokens(length)
+    got, wanted = (one.score(tokens) for one in (model, model.edited("spelled-out")))
+    expect.close(got=got, wanted=wanted, fault=Edits(of_a_larger_eps), what="scores under a short config.json")
 
 
 @decides("DEC-6", "868cf8ff", door="generate", on=(TERSE,), length=lengths(at_least=15))
 def test_fields_that_are_left_out_have_their_values_while_generating(
     model: Subject, expect: Expect, draw: Draw, length: int
 ) -> None:
-    (steps,) = model.continue_greedily([draw.tokens(length)], STEPS)
-    expect.agrees(steps, "log-probabilities of the new tokens under a short config.json", of_a_larger_eps)
+    prompt = draw.tokens(length)
+    (got,), (wanted,) = (one.continue_greedily([prompt], STEPS) for one in (model, model.edited("spelled-out")))
+    same = agreeing(got, wanted)
+    what = "log-probabilities of the new tokens under a short config.json"
+    expect.close(got=got[same], wanted=wanted[same], fault=Edits(of_a_larger_eps), what=what)
