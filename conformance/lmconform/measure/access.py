@@ -77,16 +77,19 @@ class TopLogprobs:
     def _ask(self, parts: Sequence[tuple[Ask, Group]]) -> list[Array]:
         """Log-probabilities [K] of the columns for each ask and group; -inf where the top does not hold them."""
         write = self._probe.cued if self._decode else self._probe.prompt
-        requests = [Request(write(*part), max_new_tokens=1 + self._decode, logprobs=TOP) for part in parts]
-        rows = []
+        count, rows = 1 + self._decode, []
+        requests = [Request(write(*part), max_new_tokens=count, logprobs=TOP) for part in parts]
         for done, part in zip(self._model.generate(requests), parts, strict=True):
             if not done.logprobs:
                 raise NotOffered("log-probabilities of generate")
             if self._decode and done.tokens[:1] != self._probe.prompt(*part)[-1:]:
                 raise NotOffered("decode steps that a cue scripts: it played another token")
-            if len(done.logprobs[-1]) < TOP:
-                raise NotOffered(f"the top {TOP} log-probabilities: it gave {len(done.logprobs[-1])}")
-            rows.append(np.array([done.logprobs[-1].get(column, -np.inf) for column in self._probe.columns]))
+            if len(done.logprobs) < count:
+                raise NotOffered(f"{count} new tokens: it gave {len(done.logprobs)}")
+            step = done.logprobs[count - 1]
+            if len(step) < TOP:
+                raise NotOffered(f"the top {TOP} log-probabilities: it gave {len(step)}")
+            rows.append(np.array([step.get(column, -np.inf) for column in self._probe.columns]))
         return rows
 
     def _context(self, ask: Ask) -> Tokens:

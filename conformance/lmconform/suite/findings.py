@@ -58,7 +58,7 @@ class Exceeded(AssertionError):
 
 
 class Unfit(Exception):
-    """In this number format legal errors drown these scores: the example decides nothing."""
+    """The example decides nothing: legal errors drown these scores, or the engine gave too little to judge."""
 
 
 @dataclass

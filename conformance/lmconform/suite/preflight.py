@@ -14,6 +14,7 @@ import numpy as np
 from lmconform.adapter import Array, NotOffered, Request
 from lmconform.checkpoints.tape import StopTape
 from lmconform.judging.budgets import centred
+from lmconform.suite.findings import Unfit
 from lmconform.suite.subject import MOST_LOGPROBS, Scores, Subject
 from lmconform.transport.client import NotFinite
 
@@ -150,10 +151,10 @@ def _generate(model: Subject) -> None:
 
 
 def _steps(model: Subject, prompt: tuple[int, ...], count: int) -> Scores | None:
-    """Log-probabilities of ``count`` greedy steps; None where the engine offers none."""
+    """Log-probabilities of ``count`` greedy steps; None where the engine offers none, or gives fewer tokens."""
     try:
         (steps,) = model.continue_greedily([prompt], count)
-    except NotOffered:
+    except (NotOffered, Unfit):
         return None
     got, asked = len(steps.columns or ()), min(model.vocab_size, MOST_LOGPROBS)
     if got < asked:

@@ -15,6 +15,7 @@ from lmconform.adapter import Array, Choices, Completion, NotOffered, Refused, R
 from lmconform.checkpoints.attention_scope import AttentionScope
 from lmconform.checkpoints.edits import Edit, edited
 from lmconform.judging.budgets import Rounded, Yardstick
+from lmconform.suite.findings import Unfit
 from lmconform.suite.instruments import Material
 from lmconform.suite.plan import Case
 from lmconform.transport.client import RemoteModel, RemoteSession
@@ -211,15 +212,15 @@ class Subject:
         """
         counts = [steps] * len(prompts) if isinstance(steps, int) else steps
         requests = [self.asking(prompt, count) for prompt, count in zip(prompts, counts, strict=True)]
-        return [
-            read_steps(prompt, completion) for prompt, completion in zip(prompts, self.generate(requests), strict=True)
-        ]
+        done = zip(prompts, self.generate(requests), counts, strict=True)
+        return [read_steps(prompt, _with(completion, count))[:count] for prompt, completion, count in done]
 
     def new_tokens(self, prompts: Sequence[Tokens], steps: int | Sequence[int]) -> list[Tokens]:
         """Greedy continuations in one batch: the tokens alone, as an engine without log-probabilities gives them."""
         counts = [steps] * len(prompts) if isinstance(steps, int) else steps
         requests = [Request(prompt, max_new_tokens=count) for prompt, count in zip(prompts, counts, strict=True)]
-        return [done.tokens for done in self.generate(requests)]
+        done = zip(self.generate(requests), counts, strict=True)
+        return [_with(completion, count).tokens[:count] for completion, count in done]
 
     def as_if(self, visible: Callable[[int, int], Array], places: Sequence[tuple[Tokens, int]]) -> Array:
         """Scores [n, V] that the oracle gives at ``places`` under the mask ``visible``."""
@@ -242,6 +243,13 @@ def _rows(table: Callable[[Tokens], Array], places: Sequence[tuple[Tokens, int]]
 
 def _ids(columns: Sequence[int] | None) -> tuple[int, ...] | None:
     return None if columns is None else tuple(columns)
+
+
+def _with(completion: Completion, count: int) -> Completion:
+    """The completion, if it has ``count`` new tokens; what comes beyond them, STOP-6 says. Raises Unfit otherwise."""
+    if len(completion.tokens) < count:
+        raise Unfit(f"generate gave {len(completion.tokens)} of the {count} new tokens that were asked for")
+    return completion
 
 
 def read_steps(prompt: Tokens, completion: Completion) -> Scores:
