@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from lmconform.faults import Fault
 
 RIGHT, REFERENCE = "nothing", "reference"
+WIDTH = 120
+"""Columns of the tables where there is no terminal."""
 
 
 class CannotJudge(Exception):
@@ -57,12 +59,12 @@ def listing(wanted: Sequence[str], over: str) -> None:
     for fault in chosen(wanted, over):
         rate = f"{rates[fault.name]:.0%}" if fault.name in rates else ""
         table.add_row(fault.name, fault.requirement, rate, fault.summary, fault.seen_in)
-    Console(highlight=False).print(table)
+    _console().print(table)
 
 
 def run(wish: Wish) -> int:
     """Judge and print. 0: every fault was caught in 19 of 20 seeds or more; 1: not so. Raises CannotJudge."""
-    console = Console(highlight=False)
+    console = _console()
     try:
         runs = read(wish.reports) if wish.reports else _judged(wish, console)
     except (Untrustworthy, Unusable, ValueError) as error:
@@ -83,6 +85,11 @@ def run(wish: Wish) -> int:
         f"they break; median time to the first catch {found.seconds:.1f} s"
     )
     return 1 if found.seldom or found.crashes or found.time_outs else 0
+
+
+def _console() -> Console:
+    made = Console(highlight=False)
+    return made if made.is_terminal else Console(highlight=False, width=WIDTH)
 
 
 def _judged(wish: Wish, console: Console) -> list[Run]:
