@@ -73,6 +73,6 @@ def test_a_cache_that_doubles_has_no_cost_a_token() -> None:
 
 
 def test_a_cache_of_all_query_heads_is_named_by_its_size() -> None:
-    lines = sheet(cache, "stop-tape", "lmconform.faults.kv_generate:CachesEveryQueryHead")
+    lines = sheet(cache, "stop-tape", "lmconform.faults.grouped_query_attention:CachesRepeatedHeads")
     assert differing(lines) == {"bytes a token": "2048"}
     assert "2 times the keys and values of 2 KV heads" in lines["bytes a token"].note

@@ -42,18 +42,6 @@ class AddsThePromptTwice(Reference):
     attention_class = _Twice
 
 
-class _AtZero(_Misplaced):
-    def place(self, positions: Tensor, first: Tensor) -> Tensor:
-        return positions - first
-
-
-class StartsEveryChunkAtZero(Reference):
-    """Every chunk starts at position 0 again."""
-
-    name = "fault: every chunk at position 0"
-    attention_class = _AtZero
-
-
 class _Late(_Misplaced):
     def place(self, positions: Tensor, first: Tensor) -> Tensor:
         return positions + (first > 0)
@@ -306,7 +294,6 @@ FAULTS = (
     Fault(SeesUnwrittenSlots, "KV-1", "transformers#30437", "cache.limit"),
     Fault(ScalesDecodeStepsDifferently, "KV-1", "vllm#42580", "attention.scale"),
     Fault(AddsThePromptTwice, "KV-2", "tiny-llm#46", "cache.offset"),
-    Fault(StartsEveryChunkAtZero, "KV-2", "mlx-lm#93", "cache.offset"),
     Fault(StandsOneTooLate, "KV-2", "vllm#10388", "cache.offset"),
     Fault(MovesTheOffsetBetweenKAndQ, "KV-2", "mlx-lm#1699", "rope.positions"),
     Fault(RotatesCachedKeysOneFurther, "KV-2", "llama.cpp#3825", "rope.where"),

@@ -12,9 +12,7 @@ from lmconform.adapter import Completion, Request
 from lmconform.engines.reference import Reference, ReferenceModel
 from lmconform.faults.fault import Fault
 from lmconform.faults.kv_cache import FaultyCache, WithCache
-from refdecoder import Attention
-from refdecoder.cache import Cache, Side
-from refdecoder.rope import cos_sin
+from refdecoder.cache import Side
 
 
 class _SwappedRows(FaultyCache):
@@ -143,35 +141,7 @@ class CutsLongPrompts(_Undeclared):
     model_class = _CutPrompts
 
 
-class _QueryHeads(FaultyCache):
-    @property
-    def nbytes(self) -> int:
-        return self.group * super().nbytes
-
-
-class CachesEveryQueryHead(WithCache):
-    """Keys and values are repeated for every query head before they are cached."""
-
-    name = "fault: a cache for every query head"
-    cache_class = _QueryHeads
-
-
 # --- rows and prefixes, in part of the calls --------------------------------------------------------------------------
-
-
-class _LongestRow(Attention):
-    def forward(self, x: Tensor, positions: Tensor, cos: Tensor, sin: Tensor, cache: Cache) -> Tensor:
-        if x.shape[1] == 1:
-            places = positions.amax(dim=0, keepdim=True).expand_as(positions).clamp(min=0)
-            cos, sin = cos_sin(places, self.config.rope, self.config.head_dim, x.dtype)
-        return super().forward(x, positions, cos, sin, cache)
-
-
-class DecodesAtTheLongestRow(Reference):
-    """In a batch, decode steps of all rows are rotated at the position of the longest."""
-
-    name = "fault: decode at the longest row"
-    attention_class = _LongestRow
 
 
 class _PaddingAtZero(FaultyCache):
@@ -251,9 +221,7 @@ FAULTS = (
     Fault(LooksAtTheFirstBlockAlone, "KV-10", "vllm#49125", "cache.prefix"),
     Fault(CutsLongPrompts, "KV-12", "ollama#8099", "cache.limit"),
     Fault(DropsTheOldestTokens, "KV-13", "llama.cpp#3825", "cache.limit"),
-    Fault(CachesEveryQueryHead, "KV-14", "torchtune#38", "cache.memory"),
-    Fault(DecodesAtTheLongestRow, "KV-9", "transformers#29109", "cache.rows"),
-    Fault(PaddingTakesSlotZero, "KV-9", "vllm#41841", "cache.rows", regime="chunked-prefill"),
+    Fault(PaddingTakesSlotZero, "CM-8", "vllm#41841", "cache.rows", regime="chunked-prefill"),
     Fault(KeepsATokenOfTheRowBefore, "KV-9", "vllm#41841", "cache.stale"),
     Fault(FullHitsGiveThePositionBefore, "KV-10", "openvino.genai#3722", "cache.prefix"),
     Fault(CachesInFloat32, "KV-14", "torchtune#38", "cache.memory"),

@@ -13,7 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from math import hypot, log
+from math import hypot, sqrt
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,11 @@ from lmconform.judging.verdict import Verdict
 from lmconform.spec import access, requirements
 
 MEASURED = Path(__file__).parents[1] / "faults" / "measured.json"
-SHARPNESS = 16
-"""A fault counts with its likeness to this power: one that is 0.8 alike counts 35 times less than one that is equal."""
+SHARPNESS = 12
+"""A fault counts with its likeness to this power: one that is 0.8 alike counts 15 times less than one that is equal."""
 SAME = 0.95
-"""From this likeness on, the engine may have the very fault."""
-COMPARED = 0.05
-"""What the evidence for a comparison with the oracle counts otherwise: any fault fails it, wherever it is."""
+"""From this likeness on, the engine may have the very fault. Else a comparison with the oracle comes last, since any
+fault fails it, wherever it is."""
 SURE = 0.5
 """Share of the evidence that a mechanism, or a fault, must have to be named."""
 ALIKE = 0.25
@@ -124,8 +123,8 @@ def diagnose(found: Mapping[str, bool], known: Sequence[Known] | None = None) ->
     nearest = max(likeness.values(), default=0.0)
 
     def place(one: str) -> tuple[float, ...]:
-        says = COMPARED if nearest < SAME and requirements()[one].kind == "differential" else 1.0
-        return -says * of_mechanism[_page(one)], -of_requirement[one], *_plainly(one)
+        last = nearest < SAME and requirements()[one].kind == "differential"
+        return last, -of_mechanism[_page(one)], -of_requirement[one], *_plainly(one)
 
     ranked = tuple(sorted(failing, key=place))
     if nearest < ALIKE:
@@ -145,7 +144,7 @@ def _likeness(found: Mapping[str, bool], known: Sequence[Known]) -> dict[Known, 
     A failure counts the more, the fewer faults of the library cause it. What was not decided is left out.
     """
     often = Counter(key for fault in known for key, share in fault.fails.items() if share > 0)
-    rarity = {key: log((len(known) + 1) / (often[key] + 1)) for key in found}
+    rarity = {key: 1 / sqrt(often[key] + 1) for key in found}
     failed = {key: rarity[key] for key, bad in found.items() if bad}
     alike = {}
     for fault in known:
