@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
+
 from lmconform.adapter import Array
 from lmconform.suite.findings import Exceeded, Finding, Relation
 from lmconform.suite.subject import Scores
@@ -13,14 +15,21 @@ from lmconform.suite.words import Words
 class WeightWords(Words):
     """What the queries of a scope see of the tokens that stand in a relation to them."""
 
-    def reads(self, scores: Scores, relation: Relation, what: str) -> None:
-        """The attention weights that the scope reads are the standard's.
+    def reads(self, scores: Scores, relation: Relation, what: str, alone: Scores | None = None) -> None:
+        """The attention weights that the scope reads are the standard's, or those that it reads in ``alone``.
 
-        A weight counts only where the standard's stands out of the budget.
+        ``alone`` are the same rows as the engine gives them in another way; each side brings its own legal errors. A
+        weight counts only where the standard's stands out of the budget.
         """
-        got, wanted, bounds = self._weights(scores)
+        got, standard, bounds = self._weights(scores)
+        wanted = standard
+        if alone is not None:
+            wanted, _, others = self._weights(alone)
+            bounds = np.hypot(bounds, others)
+            got = np.where(np.isnan(wanted), np.where(np.isnan(got), 0, got), got)  # broken in both ways: no difference
+            wanted = np.nan_to_num(wanted, nan=0.0)
         worst: Finding | None = None
-        for row, column, seen in self._standing_out(scores, relation, wanted, bounds):
+        for row, column, seen in self._standing_out(scores, relation, standard, bounds):
             error, bound = float(abs(got[row, column] - wanted[row, column])), float(bounds[row])
             self._tally.worst = max(self._tally.worst, error / bound)
             if not error <= bound and (worst is None or not error / bound <= worst.excess):

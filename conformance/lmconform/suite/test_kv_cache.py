@@ -22,6 +22,7 @@ from lmconform.suite.dsl import (
     decides,
     earlier,
     itself,
+    joined,
     lengths,
 )
 from lmconform.suite.findings import unchanged
@@ -108,41 +109,48 @@ def test_a_continuation_scores_as_one_pass(model: Subject, expect: Expect, draw:
 # KV-2, KV-3: where the new tokens stand, and what they read.
 
 
-def decoded(model: Subject, length: int) -> Scores:
-    """What the decode steps of a scripted continuation read: the scope writes one content token after another."""
+def decoded(model: Subject, length: int) -> tuple[Scores, Scores]:
+    """What the decode steps of a scripted continuation read, and the same tokens as prompts.
+
+    The scope writes one content token after another.
+    """
     first = model.scope.content - STEPS
     tokens = model.scope.content_at(length, list(range(length - min(first, length), length)))
     (steps,) = model.continue_greedily([tokens], STEPS)
-    return steps.only(model.scope.columns)[1:]
+    decode = steps.only(model.scope.columns)[1:]
+    prompts = [model.continue_greedily([context], 1)[0].only(model.scope.columns) for context, _ in decode.places]
+    return decode, joined(prompts)
 
 
-def over_a_cache(model: Subject, draw: Draw, sizes: tuple[int, ...]) -> Scores:
-    """What the chunks after the first read."""
+def over_a_cache(model: Subject, draw: Draw, sizes: tuple[int, ...]) -> tuple[Scores, Scores]:
+    """What the chunks after the first read, and the same tokens in one chunk."""
     length = sum(sizes)
     tokens = model.scope.content_at(length, draw.places(length, model.scope.content))
-    return model.prefill_in_chunks(tokens, sizes, model.scope.columns)[sizes[0] :]
+    chunks, whole = (model.prefill_in_chunks(tokens, some, model.scope.columns) for some in (sizes, (length,)))
+    return chunks[sizes[0] :], whole[sizes[0] :]
 
 
 @decides("KV-2", "5fabbf62", door="session", on=(TURN_SCOPE,), every_regime=True, sizes=chunks())
 def test_positions_of_a_chunk_continue(model: Subject, expect: Expect, draw: Draw, sizes: tuple[int, ...]) -> None:
-    scores = over_a_cache(model, draw, sizes)
-    expect.reads(scores, earlier, "weight that depends on the distance to an earlier position")
+    chunks, whole = over_a_cache(model, draw, sizes)
+    expect.reads(chunks, earlier, "weight that depends on the distance to an earlier position", whole)
 
 
 @decides("KV-2", "5fabbf62", door="generate", on=(TURN_SCOPE,), every_regime=True, length=lengths())
 def test_positions_of_decode_steps_continue(model: Subject, expect: Expect, draw: Draw, length: int) -> None:
-    expect.reads(decoded(model, length), earlier, "weight that depends on the distance to an earlier position")
+    steps, prompts = decoded(model, length)
+    expect.reads(steps, earlier, "weight that depends on the distance to an earlier position", prompts)
 
 
 @decides("KV-3", "bae91f9e", door="session", on=(SCOPE,), every_regime=True, sizes=chunks())
 def test_a_chunk_reads_the_cached_values(model: Subject, expect: Expect, draw: Draw, sizes: tuple[int, ...]) -> None:
-    scores = over_a_cache(model, draw, sizes)
-    expect.reads(scores, earlier, "what is read of a cached value, from a chunk")
-    expect.reads(scores, itself, "what a position reads of itself, in a chunk over a cache")
+    chunks, whole = over_a_cache(model, draw, sizes)
+    expect.reads(chunks, earlier, "what is read of a cached value, from a chunk", whole)
+    expect.reads(chunks, itself, "what a position reads of itself, in a chunk over a cache", whole)
 
 
 @decides("KV-3", "bae91f9e", door="generate", on=(SCOPE,), every_regime=True, length=lengths())
 def test_decode_steps_read_the_cached_values(model: Subject, expect: Expect, draw: Draw, length: int) -> None:
-    scores = decoded(model, length)
-    expect.reads(scores, earlier, "what is read of a cached value, from a decode step")
-    expect.reads(scores, itself, "what a position reads of itself, in a decode step")
+    steps, prompts = decoded(model, length)
+    expect.reads(steps, earlier, "what is read of a cached value, from a decode step", prompts)
+    expect.reads(steps, itself, "what a position reads of itself, in a decode step", prompts)
