@@ -227,11 +227,12 @@ class ReferenceSession(Session):
 
     def fork(self) -> ReferenceSession:
         """Return an independent copy."""
-        return type(self)(self.model, self._open().fork())
+        with torch.inference_mode():
+            return type(self)(self.model, self._open().fork())
 
     def truncate(self, length: int) -> None:
         """Forget all but the first ``length`` tokens; raise Refused if there are fewer."""
-        with refusing():
+        with refusing(), torch.inference_mode():
             self._open().truncate(0, length)
 
     def cache_bytes(self) -> int:
