@@ -71,11 +71,12 @@ def test_a_door_counts_once_and_what_was_not_decided_not_at_all():
 
 
 def test_what_was_measured_is_of_the_faults_that_there_are():
-    """It is written by a command, and must not fall behind. A fault that is not measured yet is named by no report."""
+    """It is written by a command, and must not fall behind."""
     facts = {fault.name: fault for fault in FAULTS}
+    unknown = sorted(facts.keys() - {one.name for one in library()})
+    assert not unknown, f"lmconform faults {' '.join(unknown)} --report new; python -m lmconform.calibrate.faults new"
     for one in library():
         assert one.name in facts, f"{one.name} is no fault any more: run python -m lmconform.calibrate.faults"
         fault = facts[one.name]
         assert (one.requirement, one.site, one.summary) == (fault.requirement, fault.site, fault.summary)
         assert any(one.fails.values()), f"{one.name} fails nothing"
-    assert {one.mechanism for one in library()} in (set(), {fault.mechanism for fault in FAULTS}), "all, or none yet"

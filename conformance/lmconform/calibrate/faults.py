@@ -4,6 +4,10 @@
     python -m lmconform.calibrate.faults matrix
 
 keeps of each fault what it is, through which doors it fails which requirements (its signature), and its trigger rate.
+What is known of faults that were not judged this time stays, so a new one is measured alone:
+
+    lmconform faults NAME --report new
+    python -m lmconform.calibrate.faults new
 """
 
 from __future__ import annotations
@@ -58,7 +62,10 @@ def main(directories: list[Path]) -> None:
     for name, share in measure(runs, jobs=2):
         rates[name] = share
         print(f"{name}: {'broke down' if share is None else f'{share:.1%} of random examples'}", flush=True)
-    lines = [f"  {json.dumps(name)}: {json.dumps(given)}" for name, given in measured(runs, rates).items()]
+    names = {fault.name for fault in FAULTS}
+    kept = json.loads(MEASURED.read_text(encoding="utf-8"))["faults"] if MEASURED.exists() else {}
+    found = {name: given for name, given in kept.items() if name in names} | measured(runs, rates)
+    lines = [f"  {json.dumps(name)}: {json.dumps(given)}" for name, given in found.items()]
     MEASURED.write_text('{"faults": {\n' + ",\n".join(lines) + "\n}}\n", encoding="utf-8")
     print(f"{len(lines)} faults are in {MEASURED}")
 
