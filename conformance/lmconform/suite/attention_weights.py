@@ -11,6 +11,10 @@ from lmconform.suite.findings import Exceeded, Finding, Relation
 from lmconform.suite.subject import Scores
 from lmconform.suite.words import Words
 
+SLACK = 2.0**-10
+"""Part of a weight by which two ways of one engine may differ: a wrong one may round more than a right one, and a wrong
+place or value moves some weight by far more."""
+
 
 class WeightWords(Words):
     """What the queries of a scope see of the tokens that stand in a relation to them."""
@@ -31,6 +35,8 @@ class WeightWords(Words):
         worst: Finding | None = None
         for row, column, seen in self._standing_out(scores, relation, standard, bounds):
             error, bound = float(abs(got[row, column] - wanted[row, column])), float(bounds[row])
+            if alone is not None:
+                bound = max(bound, SLACK * float(standard[row, column]))
             self._tally.worst = max(self._tally.worst, error / bound)
             if not error <= bound and (worst is None or not error / bound <= worst.excess):
                 place = self._place(scores, row, column, seen)
