@@ -234,3 +234,10 @@ def test_engine_sees_no_stdin_of_ours_and_a_session_of_its_own(start):
     pid = int(start("Toy").accepts({"question": "pid"}))
     session = subprocess.run(["ps", "-o", "sess=", "-p", str(pid)], capture_output=True, text=True, check=True).stdout
     assert int(session) == pid
+
+
+def test_what_cannot_be_written_ends_no_engine(start_both, tmp_path):
+    engine = start_both("Toy")
+    with pytest.raises(TypeError):
+        engine.accepts({"hidden_size": object()})
+    assert engine.accepts({"hidden_size": 64}) is None

@@ -184,9 +184,10 @@ class Connection:
             raise EngineDied(f"{self.name} is not running, so {name} could not be asked. {self._epitaph}")
         link, limit = self._link, self.time_limit if limit is None else limit
         self._number += 1
+        message = link.written(self._number, name, arguments)  # what cannot be written is no fault of the engine
         started, sent, received = time.monotonic(), link.bytes_sent, link.bytes_received
         try:
-            reply, payload = link.exchange(self._number, name, arguments, limit)
+            reply, payload = link.exchange(message, self._number, name, limit)
         except Gone as error:
             raise self._dead(EngineDied, f"{self.name} died during {name}: {error}.") from None
         except Late:

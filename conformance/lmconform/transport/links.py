@@ -69,12 +69,14 @@ class Process:
         self._drain = threading.Thread(target=self._drain_stderr, name="engine-stderr", daemon=True)
         self._drain.start()
 
-    def exchange(
-        self, number: int, call: str, arguments: Mapping[str, Any], limit: float
-    ) -> tuple[protocol.Reply, bytearray]:
+    def written(self, number: int, call: str, arguments: Mapping[str, Any]) -> bytes:
+        """A request as ``exchange`` takes it."""
+        return protocol.request_bytes(number, call, arguments)
+
+    def exchange(self, message: Any, number: int, call: str, limit: float) -> tuple[protocol.Reply, bytearray]:
         """Send a request and return its reply and the bytes that follow it. Raises Gone, Late or Violation."""
         deadline = time.monotonic() + limit
-        self._write(protocol.request_bytes(number, call, arguments), deadline)
+        self._write(message, deadline)
         reply = protocol.parse_reply(self._read_line(deadline), number, call)
         return reply, self._read(reply.size, deadline)
 
@@ -185,14 +187,16 @@ class InProcess:
         """What the adapter raised in the last call."""
         return self._dispatcher.error
 
-    def exchange(
-        self, number: int, call: str, arguments: Mapping[str, Any], limit: float
-    ) -> tuple[protocol.Reply, bytearray]:
+    def written(self, number: int, call: str, arguments: Mapping[str, Any]) -> Any:
+        """A request as ``exchange`` takes it: the arguments themselves, or bytes."""
+        return arguments if call in FREQUENT else protocol.request_bytes(number, call, arguments)
+
+    def exchange(self, message: Any, number: int, call: str, limit: float) -> tuple[protocol.Reply, bytearray]:
         """Answer a request at once; ``limit`` does not apply."""
         if call in FREQUENT:
-            reply, rest = self._dispatcher.reply(call, arguments), bytearray()
+            reply, rest = self._dispatcher.reply(call, message), bytearray()
         else:
-            wire = io.BytesIO(protocol.request_bytes(number, call, arguments))
+            wire = io.BytesIO(message)
             first, *payload = self._dispatcher.answer(wire.readline(), wire.read)
             reply, rest = protocol.parse_reply(bytes(first), number, call), bytearray(b"".join(payload))
         if isinstance(self.cause, KeyboardInterrupt):
