@@ -12,8 +12,8 @@ from lmconform.suite.subject import Scores
 from lmconform.suite.words import Words
 
 SLACK = 2.0**-10
-"""Part of a weight by which two ways of one engine may differ: a wrong one may round more than a right one, and a wrong
-place or value moves some weight by far more."""
+"""Part of a weight by which two ways of one engine may differ. An engine that is wrong elsewhere may round more than a
+right one: by at most 1e-4 of a weight over the library. The least that a fault of the cache moves is 8e-3."""
 
 
 class WeightWords(Words):
