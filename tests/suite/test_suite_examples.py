@@ -5,9 +5,10 @@ from hypothesis import strategies as st
 
 from lmconform.adapter import Refused
 from lmconform.judging.budgets import CERTAIN
-from lmconform.suite.dsl import STREAMS, Decides, Telling
+from lmconform.suite.dsl import STREAMS, Decides
 from lmconform.suite.examples import REDRAWS, SHRINKS, Example, Runner
 from lmconform.suite.findings import Exceeded, Finding, Unfit
+from lmconform.suite.structures import Telling, lengths, rows
 
 
 class FakeSubject:
@@ -254,3 +255,22 @@ def test_a_test_with_a_fixed_number_of_tries_runs_outside_hypothesis() -> None:
     assert under.search(10, 1) is None
     assert len(seen) == 3
     assert under.tally.examples == 3
+
+
+class Lengths:
+    """A checkpoint's lengths, all that a structure asks of a subject."""
+
+    def __init__(self, *values: int) -> None:
+        self.lengths = values
+
+
+def test_the_longest_length_and_the_whole_blocks_come_first() -> None:
+    assert lengths().values(Lengths(1, 2, 17, 33, 64, 129)) == [129, 64]
+    assert lengths().values(Lengths(2, 16, 31, 63, 128, 5)) == [128]
+    assert lengths().values(Lengths(2, 9, 17)) == [17]
+
+
+def test_the_first_batch_is_as_long_as_its_blocks() -> None:
+    assert rows().values(Lengths(1, 2, 17, 33, 64, 129)) == [(33, 17, 2, 64)]
+    assert rows(at_most=2).values(Lengths(1, 2, 17, 33, 64, 129)) == [(33, 64)]
+    assert rows().values(Lengths(1, 2, 17)) == [(2, 1, 17)]

@@ -18,8 +18,9 @@ from hypothesis.database import DirectoryBasedExampleDatabase
 
 from lmconform.adapter import NotOffered, Refused
 from lmconform.judging.budgets import CERTAIN
-from lmconform.suite.dsl import Decides, Draw, Expect, Subject, Telling
+from lmconform.suite.dsl import Decides, Draw, Expect, Subject
 from lmconform.suite.findings import Exceeded, Tally, Unfit
+from lmconform.suite.structures import Telling
 
 SHRINKS = 25
 """Examples tried after the first failure to make it smaller; engines are slow."""

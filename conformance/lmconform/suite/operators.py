@@ -6,7 +6,7 @@ as the attention weights that one-hot values show. What is expected of them is s
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,7 +23,8 @@ from lmconform.judging.operators import (
     RopeCall,
 )
 from lmconform.suite.findings import Tally, Unfit
-from lmconform.suite.plan import block_edges
+from lmconform.suite.plan import BLOCKS, block_edges
+from lmconform.suite.structures import Telling
 
 ATTENTION, ROPE, NORM = AttentionOperator.kind, RopeOperator.kind, RMSNormOperator.kind
 """Kinds of operators, for ``decides(on=...)``."""
@@ -149,13 +150,14 @@ def sizes(
     groups: tuple[tuple[int, int], ...] = GROUPS,
     mask: str | None = None,
     chunk: bool = False,
-) -> Callable[[Kernel], st.SearchStrategy[Sizes]]:
+) -> Telling:
     """Shapes that the kernel takes, n <= m; ``mask`` is ``none``, ``causal``, ``given``, or either of the first two.
 
-    ``chunk`` asks for n < m. The strategy raises NotOffered if the kernel takes no such shape.
+    ``chunk`` asks for n < m. The most keys come first, then the most that fill all blocks. The structure raises
+    NotOffered if the kernel takes no such shape.
     """
 
-    def strategy(kernel: Kernel) -> st.SearchStrategy[Sizes]:
+    def choices(kernel: Kernel) -> Choices:
         operator = kernel.operator
         masks = [one for one in ((mask,) if mask else ("none", "causal")) if one in operator.masks]
         if not masks:
@@ -167,15 +169,30 @@ def sizes(
         shapes = [(n, m) for m in keys for n in queries if n <= min(m - chunk, most)]
         if not shapes:
             raise NotOffered(f"attention with {min(queries)} queries")
-        return st.builds(
-            lambda shape, group, D, one: Sizes(group[0], group[1], shape[0], shape[1], D, one == "causal"),
-            st.sampled_from(shapes),
-            st.sampled_from(heads),
-            st.sampled_from(kernel.widths[:2]),
-            st.sampled_from(masks),
-        )
+        return shapes, heads, kernel.widths[:2], masks
 
-    return strategy
+    def strategy(kernel: Kernel) -> st.SearchStrategy[Sizes]:
+        return st.builds(_sized, *(st.sampled_from(some) for some in choices(kernel)))
+
+    def telling(kernel: Kernel) -> list[Sizes]:
+        shapes, heads, widths, masks = choices(kernel)
+        filled = [one for one in shapes if one[1] % BLOCKS[-1] == 0]
+        first = dict.fromkeys(max(some, key=_keys_first) for some in (shapes, filled) if some)
+        return [_sized(shape, heads[len(heads) // 2], widths[0], masks[-1]) for shape in first]
+
+    return Telling(strategy, telling)
+
+
+Choices = tuple[Sequence[tuple[int, int]], Sequence[tuple[int, int]], Sequence[int], Sequence[str]]
+"""(n, m), (H_q, H_kv), D and masks to choose from."""
+
+
+def _sized(shape: tuple[int, int], group: tuple[int, int], D: int, mask: str) -> Sizes:
+    return Sizes(*group, *shape, D, mask == "causal")
+
+
+def _keys_first(shape: tuple[int, int]) -> tuple[int, int]:
+    return shape[::-1]
 
 
 def widths() -> Callable[[Kernel], st.SearchStrategy[int]]:
