@@ -111,8 +111,11 @@ class KernelDraw:
         return self._generator.integers(most, size=shape)
 
     def places(self, length: int, most: int) -> Array:
-        """Up to ``most`` places in order: the first, the last, some beside the edges of blocks, and any others."""
-        edges = block_edges(length)[: most // 2]
+        """Up to ``most`` places in order: the first, the last two, some beside the edges of blocks, and any others.
+
+        The last key belongs to the last query; the one before it is the surest to lie in a last block partly filled.
+        """
+        edges = list(dict.fromkeys((max(length - 2, 0), *block_edges(length))))[: most // 2]
         inner = [*edges, *self._generator.permutation(np.setdiff1d(np.arange(1, length - 1), edges))][: most - 2]
         return np.unique([0, length - 1, *inner])
 
@@ -153,8 +156,8 @@ def sizes(
 ) -> Telling:
     """Shapes that the kernel takes, n <= m; ``mask`` is ``none``, ``causal``, ``given``, or either of the first two.
 
-    ``chunk`` asks for n < m. The most keys come first, then the most that fill all blocks. The structure raises
-    NotOffered if the kernel takes no such shape.
+    ``chunk`` asks for n < m. The most keys come first, then the most that fill all blocks, or lack one to do so. The
+    structure raises NotOffered if the kernel takes no such shape.
     """
 
     def choices(kernel: Kernel) -> Choices:
@@ -176,8 +179,8 @@ def sizes(
 
     def telling(kernel: Kernel) -> list[Sizes]:
         shapes, heads, widths, masks = choices(kernel)
-        filled = [one for one in shapes if one[1] % BLOCKS[-1] == 0]
-        first = dict.fromkeys(max(some, key=_keys_first) for some in (shapes, filled) if some)
+        over = ([one for one in shapes if one[1] % BLOCKS[-1] == beyond] for beyond in (0, BLOCKS[-1] - 1))
+        first = dict.fromkeys(max(some, key=_keys_first) for some in (shapes, *over) if some)
         return [_sized(shape, heads[len(heads) // 2], widths[0], masks[-1]) for shape in first]
 
     return Telling(strategy, telling)
