@@ -66,7 +66,7 @@ class Campaign:
     jobs: int
     report: Path
     by_primary: bool = False
-    """Only the tests of the requirement that an engine breaks."""
+    """Only the tests of the requirement that an engine breaks, until one fails."""
     tokens: frozenset[str] = frozenset()
     """Tests that need no log-probabilities; known once the first seed is under way."""
 
@@ -107,6 +107,7 @@ class Campaign:
                 wanted=wanted,
                 regimes={entrant.regime} if entrant.requirement else None,
                 once=self._access,
+                until=lambda record: self.by_primary and record.verdict == Verdict.FAIL,
             )
 
         return work
