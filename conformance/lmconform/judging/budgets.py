@@ -108,6 +108,7 @@ class Yardstick:
             self._ways = self._ways[::NOISE_RUNS]
         self._weights = {name: np.asarray(value, np.float64) for name, value in checkpoint.weights.items()}
         self._tables = Tables(self._compute)
+        self.oracle = lru_cache(maxsize=8)(self._oracle)
         self.edited = lru_cache(maxsize=32)(self._edited)
 
     @cached_property
@@ -115,10 +116,9 @@ class Yardstick:
         """Read when first asked for: an engine may be offered a checkpoint that is no decoder."""
         return read_config(self.checkpoint.config)
 
-    def oracle(self, tokens: tuple[int, ...]) -> Array:
-        """The standard's scores, [T, V]."""
-        found: Array = self._tables[tokens][0, : len(tokens)]
-        return found
+    def _oracle(self, tokens: tuple[int, ...]) -> Array:
+        """The standard's scores, [T, V], without the legal ways: a search for what an engine did asks for many."""
+        return decoder(self._config, self._weights, tokens)
 
     def faulty(self, tokens: Sequence[int], visible: Callable[[int, int], Array]) -> Array:
         """The oracle's scores [T, V] under another mask, to see what a fault would do."""
@@ -130,7 +130,7 @@ class Yardstick:
 
     def _compute(self, tokens: tuple[int, ...]) -> Array:
         """Scores of the oracle and of every legal way, [1 + ways, T, V]."""
-        exact = decoder(self._config, self._weights, tokens)
+        exact = self._oracle(tokens)
         return np.array([exact, *(decode(self._config, self.checkpoint.weights, tokens, how) for how in self._ways)])
 
     def budget(
