@@ -75,8 +75,9 @@ def error(model: LlamaForCausalLM, scores: np.ndarray, tokens: list[int]) -> flo
         {"tie_word_embeddings": True},
         {"rope_parameters": LLAMA3},
         {"rope_parameters": LINEAR},
+        {"attention_bias": True, "mlp_bias": True},
     ],
-    ids=["gqa", "mqa", "mha", "tied", "llama3", "linear"],
+    ids=["gqa", "mqa", "mha", "tied", "llama3", "linear", "biases"],
 )
 def test_scores_are_those_of_transformers(tmp_path: Path, changes: dict[str, Any]) -> None:
     model = save_llama(tmp_path, **changes)
@@ -154,8 +155,9 @@ def test_ids_out_of_range_are_refused(small: tuple[Config, dict[str, np.ndarray]
         ({"model_type": "gemma"}, "model_type = 'gemma'"),
         ({"model_type": None}, "model_type = None"),
         ({"hidden_act": "swish"}, "hidden_act = 'swish'"),
-        ({"attention_bias": True}, "attention_bias = True"),
-        ({"mlp_bias": True}, "mlp_bias = True"),
+        ({"attention_bias": "yes"}, "attention_bias = 'yes'"),
+        ({"mlp_bias": None}, "mlp_bias = None"),
+        ({"model_type": "phi3", "mlp_bias": True}, "mlp_bias = True"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
         ({"vocab_size": None}, "does not say vocab_size"),

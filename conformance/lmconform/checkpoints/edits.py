@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from lmconform.checkpoints import rope_edits, stream_edits
+from lmconform.checkpoints import config_edits, rope_edits, stream_edits
 from lmconform.checkpoints.eos import EOS_EDITS
 from lmconform.checkpoints.heads import (
     copy_first_kv_head,
@@ -64,6 +64,8 @@ EDITS: dict[str, Edit] = {
     "gelu-gate": stream_edits.gelu_gate,
     "overflowing-head": stream_edits.overflowing_head,
     **EOS_EDITS,
+    **config_edits.DESCRIBED,
+    **config_edits.UNDESCRIBED,
 }
 """The edits that tests may ask the engine to load, by name."""
 

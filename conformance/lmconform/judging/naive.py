@@ -39,11 +39,11 @@ def _llama(config: Config, tensor: Tensor, tokens: list[int], how: Arithmetic) -
         x = how.norm(stream, tensor(stem + "input_layernorm.weight"), eps)
         q, k, v = _queries_keys_values(config, tensor, stem + "self_attn.", x, how)  # [H, T, D] each
         mixed = _attention(_rotate(q, turn, how), _rotate(k, turn, how), v, how, config.sliding_window)
-        stream = how.store(stream + how.matmul(mixed, tensor(stem + "self_attn.o_proj.weight").T))
+        stream = how.store(stream + _linear(mixed, tensor, stem + "self_attn.o_proj", config.attention_bias, how))
         x = how.norm(stream, tensor(stem + "post_attention_layernorm.weight"), eps)
         gate, up = _gate_up(config, tensor, stem + "mlp.", x, how)
         inner = how.store(how.activate(config.hidden_act, gate) * up)
-        stream = how.store(stream + how.matmul(inner, tensor(stem + "mlp.down_proj.weight").T))
+        stream = how.store(stream + _linear(inner, tensor, stem + "mlp.down_proj", config.mlp_bias, how))
     x = how.norm(stream, tensor("model.norm.weight"), eps)
     head = tensor("model.embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight")
     return how.matmul(x, head.T)
@@ -57,9 +57,8 @@ def _queries_keys_values(
     if config.fused:
         rows = how.matmul(x, tensor(stem + "qkv_proj.weight").T).reshape(len(x), -1, width).swapaxes(0, 1)
         return rows[:heads], rows[heads : heads + kv_heads], rows[heads + kv_heads :]
-    q, k, v = (
-        how.matmul(x, tensor(f"{stem}{name}_proj.weight").T).reshape(len(x), -1, width).swapaxes(0, 1) for name in "qkv"
-    )
+    flat = (_linear(x, tensor, f"{stem}{name}_proj", config.attention_bias, how) for name in "qkv")
+    q, k, v = (one.reshape(len(x), -1, width).swapaxes(0, 1) for one in flat)  # [T, H·D] -> [H, T, D]
     return q, k, v
 
 
@@ -68,7 +67,14 @@ def _gate_up(config: Config, tensor: Tensor, stem: str, x: Array, how: Arithmeti
     if config.fused:
         both = how.matmul(x, tensor(stem + "gate_up_proj.weight").T)
         return both[:, : config.intermediate_size], both[:, config.intermediate_size :]
-    return how.matmul(x, tensor(stem + "gate_proj.weight").T), how.matmul(x, tensor(stem + "up_proj.weight").T)
+    gate, up = (_linear(x, tensor, f"{stem}{name}_proj", config.mlp_bias, how) for name in ("gate", "up"))
+    return gate, up
+
+
+def _linear(x: Array, tensor: Tensor, name: str, biased: bool, how: Arithmetic) -> Array:
+    """A projection, and its bias if it has one."""
+    product = how.matmul(x, tensor(f"{name}.weight").T)
+    return how.store(product + tensor(f"{name}.bias")) if biased else product
 
 
 def _attention(q: Array, k: Array, v: Array, how: Arithmetic, window: int | None = None) -> Array:

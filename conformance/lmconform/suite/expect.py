@@ -1,7 +1,7 @@
 """What a test may say, kind by kind.
 
 - On anything discrete (``words``): `bites`, `undecided`, `same`, `holds`, `in_vocabulary`, `refuses`, `on`.
-- On whole scores (``whole_scores``): `shows`, `agrees`, `close`, `tokens`.
+- On whole scores (``whole_scores``): `shows`, `agrees`, `differs`, `close`, `tokens`.
 - On what an instrument reads from them (``gauge``): `reading`, which says `agrees`, `close`, `signs`.
 - On the attention weights of a scope (``attention_weights``): `reads`, `sees`, `zero`.
 - On named numbers of an instrument (``meters``): `weighs`.

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from lmconform.checkpoints.ladder import Ladder
-from lmconform.checkpoints.layout import Checkpoint
 from lmconform.checkpoints.tape import StopTape
 from lmconform.suite.dsl import (
     BALANCE,
@@ -16,16 +13,13 @@ from lmconform.suite.dsl import (
     Draw,
     Expect,
     Subject,
-    agreeing,
     chunks,
     decides,
     joined,
     lengths,
     rows,
 )
-from lmconform.suite.findings import Edits
 from lmconform.suite.instruments import STOP_TAPE
-from lmconform.suite.plan import TERSE
 from lmconform.suite.weighing import Loads, first_step, loads, one_pass
 
 STEPS = 4
@@ -159,29 +153,3 @@ def test_the_embedding_has_no_factor(model: Subject, expect: Expect, draw: Draw,
 @decides("DEC-5", "31c47785", door="generate", on=(BALANCE,), loads=loads())
 def test_the_embedding_has_no_factor_while_generating(model: Subject, expect: Expect, draw: Draw, loads: Loads) -> None:
     expect.weighs(first_step(model, loads), "embedding", "factor of the embedding")
-
-
-# DEC-6: what config.json leaves out.
-
-
-def of_a_larger_eps(checkpoint: Checkpoint) -> Checkpoint:
-    """The same decoder with another family's eps: of what may be left out, it moves the scores least."""
-    return replace(checkpoint, config={**checkpoint.config, "rms_norm_eps": 1e-5})
-
-
-@decides("DEC-6", "868cf8ff", door="score", on=(TERSE,), length=lengths(at_least=15))
-def test_fields_that_are_left_out_have_their_values(model: Subject, expect: Expect, draw: Draw, length: int) -> None:
-    tokens = draw.tokens(length)
-    got, wanted = (one.score(tokens) for one in (model, model.edited("spelled-out")))
-    expect.close(got=got, wanted=wanted, fault=Edits(of_a_larger_eps), what="scores under a short config.json")
-
-
-@decides("DEC-6", "868cf8ff", door="generate", on=(TERSE,), length=lengths(at_least=15))
-def test_fields_that_are_left_out_have_their_values_while_generating(
-    model: Subject, expect: Expect, draw: Draw, length: int
-) -> None:
-    prompt = draw.tokens(length)
-    (got,), (wanted,) = (one.continue_greedily([prompt], STEPS) for one in (model, model.edited("spelled-out")))
-    same = agreeing(got, wanted)
-    what = "log-probabilities of the new tokens under a short config.json"
-    expect.close(got=got[same], wanted=wanted[same], fault=Edits(of_a_larger_eps), what=what)

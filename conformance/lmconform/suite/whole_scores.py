@@ -33,6 +33,13 @@ class ScoreWords(Words):
         self.bites(fault is None or budget.excess(self._as_edited(scores, fault) - centred(truth)) > 1)
         self._within(centred(scores.values), truth, truth, scores, budget, what)
 
+    def differs(self, scores: Scores, what: str) -> None:
+        """Scores are other than the oracle's: what this example asks for beside the model was not passed over."""
+        truth, budget = self._fit(scores, sides=1)
+        self.bites(True)
+        same = budget.excess(centred(scores.values) - truth) <= 1
+        self.holds(not same, what, "those without it", "others, or a refusal")
+
     def close(self, *, got: Scores, wanted: Scores, what: str, fault: Fault | None = None) -> None:
         """Two results of the engine agree, row by row, up to a constant a row.
 
