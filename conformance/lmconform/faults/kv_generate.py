@@ -213,6 +213,19 @@ class CachesInFloat32(WithCache):
         super().__init__(dtype, **options)
 
 
+class _KeysAlone(FaultyCache):
+    @property
+    def nbytes(self) -> int:
+        return self.keys.nbytes
+
+
+class CountsKeysAlone(WithCache):
+    """The bytes that a session reports are those of its keys."""
+
+    name = "fault: values not counted"
+    cache_class = _KeysAlone
+
+
 FAULTS = (
     Fault(SwapsTwoRows, "KV-9", "vllm#41841", "cache.rows"),
     Fault(ShiftsRowsWhenOneEnds, "KV-9", "vllm#41841", "cache.rows"),
@@ -225,4 +238,5 @@ FAULTS = (
     Fault(KeepsATokenOfTheRowBefore, "KV-9", "vllm#41841", "cache.stale"),
     Fault(FullHitsGiveThePositionBefore, "KV-10", "openvino.genai#3722", "cache.prefix"),
     Fault(CachesInFloat32, "KV-14", "torchtune#38", "cache.memory"),
+    Fault(CountsKeysAlone, "KV-14", "LMCache#688", "cache.memory"),
 )

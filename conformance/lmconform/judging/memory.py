@@ -24,8 +24,12 @@ SCALE_BYTES = 4
 """Formats of 8 bits may keep one scale a head vector."""
 
 
-def bytes_a_token(config: Mapping[str, Any], number: DType) -> float:
-    """Most bytes of keys and values that one token needs in all layers, in the format ``number``."""
+def bytes_a_token(config: Mapping[str, Any], number: DType) -> tuple[float, float]:
+    """Least and most bytes of keys and values that one token needs in all layers, in the format ``number``."""
     sizes = read_config(config)
-    itemsize = ITEM_BYTES[number] + (SCALE_BYTES / sizes.head_dim if ITEM_BYTES[number] == 1 else 0)
-    return cache_bytes(1, sizes.num_hidden_layers, sizes.num_key_value_heads, sizes.head_dim, itemsize)
+    scale = SCALE_BYTES / sizes.head_dim if ITEM_BYTES[number] == 1 else 0
+    least, most = (
+        cache_bytes(1, sizes.num_hidden_layers, sizes.num_key_value_heads, sizes.head_dim, ITEM_BYTES[number] + extra)
+        for extra in (0, scale)
+    )
+    return least, most

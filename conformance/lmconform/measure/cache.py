@@ -86,7 +86,7 @@ class _Measured:
         self._room = min(model.case.max_tokens, model.max_length or model.case.max_tokens)
         config, self._number = model.material.checkpoint.config, model.yardstick.precision.kv_cache
         self._sizes = read_config(config)
-        self.wanted = bytes_a_token(config, self._number)
+        _, self.wanted = bytes_a_token(config, self._number)
 
     def growth(self) -> list[Entry]:
         """What a token costs, and how the cache grows."""
