@@ -29,6 +29,11 @@ def number(least: int, most: int) -> Structure:
     return lambda model: st.integers(least, most)
 
 
+def ends() -> Structure:
+    """How many new tokens there are when a stop is complete; seldom one, which hides what went before."""
+    return lambda model: st.sampled_from((*range(3, MOST), 1))  # hypothesis likes the first
+
+
 def apart() -> Structure:
     """By how many tokens one stop comes after another, or before it."""
     return lambda model: st.sampled_from((1, 2, -1))

@@ -15,6 +15,7 @@ from lmconform.suite.endings import endings, ends_by_its_tokens, expect_ending, 
 from lmconform.suite.scripts import (
     MOST,
     ask,
+    ends,
     flag,
     lasts,
     named,
@@ -173,7 +174,7 @@ def test_a_row_of_no_tokens_is_empty_or_refused(
 # STOP-8 to STOP-11: sequences, strings, and the text.
 
 
-@on_tape("STOP-8", "eed09619", last=lasts(), n=number(1, 9), size=number(1, 4), order=flag())
+@on_tape("STOP-8", "eed09619", last=lasts(), n=ends(), size=number(1, 4), order=flag())
 def test_a_row_ends_at_a_stop_sequence(
     model: Subject, expect: Expect, draw: Draw, last: int, n: int, size: int, order: bool
 ) -> None:

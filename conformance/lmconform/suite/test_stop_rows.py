@@ -22,6 +22,7 @@ from lmconform.suite.scripts import (
     MOST,
     apart,
     ask,
+    ends,
     flag,
     lasts,
     number,
@@ -252,7 +253,7 @@ def test_the_stop_id_is_returned_or_dropped(
     expect_tokens(model, expect, got, endings(model, request), "tokens of a row that a stop id ends")
 
 
-@on_tape("STOP-20", "00e5e6c9", last=lasts(), n=number(1, 9), size=number(1, 3))
+@on_tape("STOP-20", "00e5e6c9", last=lasts(), n=ends(), size=number(2, 4))
 def test_the_stop_sequence_is_returned_or_dropped(
     model: Subject, expect: Expect, draw: Draw, last: int, n: int, size: int
 ) -> None:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from lmconform.checkpoints.rope_edits import LINEAR_FACTOR
 from lmconform.checkpoints.turn_scope import TurnScope
 from lmconform.suite.dsl import Draw, Scores, Structure, Subject, Tokens, lengths
+from lmconform.suite.structures import Telling
 
 FULL = 17  # lengths from here on hold all content tokens of a turn scope
 SHORT, LONG = 33, 129  # every place of the long prompt is 4 times that of the short one: 4 * 32 = 128
@@ -19,14 +20,18 @@ def full_lengths() -> Structure:
     return lengths(at_least=FULL)
 
 
-def two_lengths() -> Structure:
-    """(shorter, longer): two different ones of these."""
+def two_lengths() -> Telling:
+    """(shorter, longer): two different ones of these; the two that are farthest apart first."""
+
+    def telling(model: Subject) -> list[tuple[int, int]]:
+        fitting = [n for n in model.lengths if n >= FULL]
+        return [(min(fitting), max(fitting))]
 
     def strategy(model: Subject) -> st.SearchStrategy[tuple[int, ...]]:
         fitting = st.sampled_from([n for n in model.lengths if n >= FULL])
         return st.sets(fitting, min_size=2, max_size=2).map(lambda found: tuple(sorted(found)))
 
-    return strategy
+    return Telling(strategy, telling)
 
 
 def short_and_longest() -> Structure:
