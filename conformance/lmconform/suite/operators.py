@@ -156,8 +156,9 @@ def sizes(
 ) -> Telling:
     """Shapes that the kernel takes, n <= m; ``mask`` is ``none``, ``causal``, ``given``, or either of the first two.
 
-    ``chunk`` asks for n < m. The most keys come first, then the most that fill all blocks, or lack one to do so. The
-    structure raises NotOffered if the kernel takes no such shape.
+    ``chunk`` asks for n < m. The most keys come first, with most queries and with fewer, which begin inside a block;
+    then the most that fill all blocks, or lack one to do so. The structure raises NotOffered if the kernel takes no
+    such shape.
     """
 
     def choices(kernel: Kernel) -> Choices:
@@ -180,7 +181,9 @@ def sizes(
     def telling(kernel: Kernel) -> list[Sizes]:
         shapes, heads, widths, masks = choices(kernel)
         over = ([one for one in shapes if one[1] % BLOCKS[-1] == beyond] for beyond in (0, BLOCKS[-1] - 1))
-        first = dict.fromkeys(max(some, key=_keys_first) for some in (shapes, *over) if some)
+        longest = [max(some, key=_keys_first) for some in (shapes, *over) if some]
+        few = sorted(one for one in shapes if one[1] == longest[0][1])  # of the most keys, by their queries
+        first = dict.fromkeys((longest[0], few[len(few) // 2], *longest[1:]))
         return [_sized(shape, heads[len(heads) // 2], widths[0], masks[-1]) for shape in first]
 
     return Telling(strategy, telling)
