@@ -49,8 +49,35 @@ class MasksTheFirstStopIdOnly(Reference):
     stops_class = _MasksOne
 
 
+class _LeavesZero(Stops):
+    def mask(self, logits: Tensor, count: int) -> Tensor:
+        nonzero = Stops(ids=tuple(one for one in self.ids if one), min_new_tokens=self.min_new_tokens)
+        return nonzero.mask(logits, count)
+
+
+class LeavesIdZeroUnmasked(Reference):
+    """Before the minimum a stop id of 0 can be drawn."""
+
+    name = "fault: stop id 0 not masked"
+    stops_class = _LeavesZero
+
+
+class _InPlace(Stops):
+    def mask(self, logits: Tensor, count: int) -> Tensor:
+        return logits.copy_(super().mask(logits, count))
+
+
+class MasksTheScoresThemselves(Reference):
+    """The mask of a minimum is laid on the scores, of which log-probabilities declared as the model's own are taken."""
+
+    name = "fault: scores masked in place"
+    stops_class = _InPlace
+
+
 FAULTS = (
     Fault(StopsATokenTooEarly, "STOP-12", "vllm#46243", "stops.minimum"),
     Fault(StopsATokenTooLate, "STOP-12", "vllm#46243", "stops.minimum"),
     Fault(MasksTheFirstStopIdOnly, "STOP-13", "vllm#5849", "stops.minimum"),
+    Fault(LeavesIdZeroUnmasked, "STOP-13", "openvino.genai#3583", "stops.minimum"),
+    Fault(MasksTheScoresThemselves, "CAT-2", "vllm#9453", "logprobs.stage"),
 )

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from lmconform.adapter import NotOffered, Request
 from lmconform.checkpoints.dice import Dice
-from lmconform.suite.dsl import DICE, Draw, Expect, Subject, decides, lengths, rows
+from lmconform.suite.dsl import DICE, FIRST_RANDOM, Draw, Expect, Subject, decides, lengths, rows
 from lmconform.suite.rolls import Rolls, Settings
 from lmconform.suite.subject import MOST_LOGPROBS, read_steps
 
@@ -39,8 +39,7 @@ def test_probabilities_of_a_step_add_up(model: Subject, expect: Expect, draw: Dr
 
 @decides("CAT-2", "09812ea5", door="generate", on=(DICE,), length=lengths())
 def test_log_probabilities_are_of_the_declared_stage(model: Subject, expect: Expect, draw: Draw, length: int) -> None:
-    if model.choices.logprobs == "unspecified":
-        raise NotOffered("a declared stage of its log-probabilities")
+    declared_stage(model)
     prompt = (*draw.tokens(length - 1), model.instrument(Dice).start("ladder"))
     most = min(model.vocab_size, MOST_LOGPROBS)
     (done,) = model.generate([Request(prompt, max_new_tokens=2, temperature=2.0, logprobs=most)])
@@ -53,6 +52,29 @@ def test_log_probabilities_are_of_the_declared_stage(model: Subject, expect: Exp
         (alone,) = model.generate([Request(asked, max_new_tokens=1, temperature=plain, logprobs=most)])
         what = f"log-probabilities at temperature 2, declared as {model.choices.logprobs}, and without"
         expect.close(got=steps[step : step + 1], wanted=read_steps(asked, alone), what=what)
+
+
+@decides("CAT-2", "09812ea5", door="generate", on=(FIRST_RANDOM,), length=lengths())
+def test_log_probabilities_beside_a_masked_id(model: Subject, expect: Expect, draw: Draw, length: int) -> None:
+    """A minimum keeps the best id from being drawn; the model's own scores hold it all the same."""
+    stage, prompt = declared_stage(model), draw.tokens(length)
+    plain = Request(prompt, max_new_tokens=1, logprobs=min(model.vocab_size, MOST_LOGPROBS))
+    (alone,) = model.generate([plain])
+    (held,) = model.generate([replace(plain, min_new_tokens=1, stop_ids=alone.tokens[:1])])
+    got, wanted = read_steps(prompt, held), read_steps(prompt, alone)
+    expect.bites(True)
+    if stage == "raw":
+        (best,) = alone.tokens[:1]
+        what = "the stop id in the log-probabilities of a step under a minimum, declared as raw"
+        expect.holds(best in (got.columns or ()), what, "missing", "there", f"id {best} after {length} tokens")
+    expect.close(got=got, wanted=wanted, what=f"log-probabilities under a minimum, declared as {stage}, and without")
+
+
+def declared_stage(model: Subject) -> str:
+    """The stage of the log-probabilities that the engine declares. Raises NotOffered if it declares none."""
+    if model.choices.logprobs == "unspecified":
+        raise NotOffered("a declared stage of its log-probabilities")
+    return model.choices.logprobs
 
 
 # CAT-3: the last position decides.

@@ -104,3 +104,14 @@ def test_an_early_eos_id_is_masked_or_ignored(
     expect.bites(True)
     legal = endings(model, request, eos, declared=True)
     expect_ending(expect, got, legal, "tokens of a row whose EOS id comes early")
+
+
+@on_tape("STOP-13", "837d159f", n=number(1, 4), late=number(0, 2))
+def test_an_early_stop_at_id_0_is_masked_or_ignored(
+    model: Subject, expect: Expect, draw: Draw, n: int, late: int
+) -> None:
+    """An id that a program may take for none."""
+    request = ask(model, tape(model).before(0, n), stop_ids=(0,), min_new_tokens=n + late)
+    (got,) = model.generate([request])
+    expect.bites(True)
+    expect_ending(expect, got, endings(model, request, declared=True), "tokens of a row whose stop id, 0, comes early")
