@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -31,6 +32,7 @@ from lmconform.adapter import (
     Request,
     Session,
 )
+from lmconform.engines._transformers_continuous import generate_continuously
 from lmconform.engines._transformers_generate import generate, padded
 from lmconform.engines.common import check_tokens, choose, whole_number
 from lmconform.engines.tensors import numbers, torch_device
@@ -50,6 +52,7 @@ PRECISIONS = {
     "float16": Precision(weights="float16", compute="float16", kv_cache="float16", scores="float16"),
 }
 PREFILL_CHUNK = 4
+SMALL_PASS = 12
 # What transformers and safetensors raise, on purpose, for a checkpoint that is not sound.
 UNSOUND = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)
 
@@ -64,15 +67,20 @@ class Settings:
     device: torch.device
     padding: str = "left"
     prefill_chunk_size: int | None = None
+    batching: str = "padded"
+    batch_tokens: int = 512
+    """Most tokens of a pass of continuous batching; longer prompts come in chunks."""
+    sharing: bool = True
+    """Whether continuous batching lets prompts share the pages of a prefix."""
 
 
 class Transformers(Engine):
     """Hugging Face transformers.
 
-    Options: ``dtype`` (float32, float64, bfloat16, float16), ``attention`` (sdpa, eager), ``cache`` (dynamic, static),
-    ``device`` (cpu, cuda, cuda:N, mps), ``threads`` (torch's CPU threads; left alone where it is not given). A value
-    that is not legal raises ValueError. The constructor turns off the library's progress bars and advisory log lines,
-    for the whole process.
+    Options: ``dtype`` (float32, float64, bfloat16, float16), ``attention`` (sdpa, eager, flex_attention), ``cache``
+    (dynamic, static), ``batching`` of ``generate`` (padded, continuous), ``device`` (cpu, cuda, cuda:N, mps),
+    ``threads`` (torch's CPU threads; left alone where it is not given). A value that is not legal raises ValueError.
+    The constructor turns off the library's progress bars and advisory log lines, for the whole process.
     """
 
     name = "transformers"
@@ -98,13 +106,15 @@ class Transformers(Engine):
         dtype: str = "float32",
         attention: str = "sdpa",
         cache: str = "dynamic",
+        batching: str = "padded",
         device: str = "cpu",
         threads: str | None = None,
     ) -> None:
         self.settings = Settings(
             dtype=choose("dtype", dtype, DTYPES),
-            attention=choose("attention", attention, ("sdpa", "eager")),
+            attention=choose("attention", attention, ("sdpa", "eager", "flex_attention")),
             cache=choose("cache", cache, ("dynamic", "static")),
+            batching=choose("batching", batching, ("padded", "continuous")),
             device=torch_device(device),
         )
         self.precision = PRECISIONS[dtype]
@@ -122,7 +132,12 @@ class Transformers(Engine):
         return None
 
     def regimes(self) -> Mapping[str, Mapping[str, Any]]:
-        """Right-padded batches, the other cache, the other attention, and ``generate`` with a prefill in chunks."""
+        """Right-padded batches, the other cache, another attention, and ``generate`` with a prefill in chunks.
+
+        With continuous batching: passes so small that prompts come in chunks, and pages that no prompts share.
+        """
+        if self.settings.batching == "continuous":
+            return {"small-passes": {"batch_tokens": SMALL_PASS}, "no-sharing": {"sharing": False}}
         cache = "static" if self.settings.cache == "dynamic" else "dynamic"
         attention = "eager" if self.settings.attention == "sdpa" else "sdpa"
         return {
@@ -155,7 +170,14 @@ class TransformersModel(Model):
         self.eos_ids = _eos_ids(model.generation_config)
         # A blank one: what `generate` finds unset, it takes from here, and the checkpoint's own would leak in.
         model.generation_config = transformers.GenerationConfig()
-        self.model, self.tokenizer, self.settings, self.needs = model.eval(), tokenizer, settings, needs
+        self.model, self.tokenizer, self.settings, self.needs = (
+            model.eval().requires_grad_(False),
+            tokenizer,
+            settings,
+            needs,
+        )
+        if settings.batching == "continuous":  # it collects garbage twice a call, which takes seconds
+            gc.freeze()
         self.vocab_size = model.config.get_text_config().vocab_size
         self.max_length = _max_length(model.config.get_text_config())
 
@@ -186,9 +208,11 @@ class TransformersModel(Model):
         return TransformersSession(self, transformers.DynamicCache(config=config))
 
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
-        """Continue all requests with ``model.generate``; see ``_transformers_generate``."""
+        """Continue all requests with ``model.generate``, or by continuous batching; see the modules of both."""
         for request in requests:
             check_tokens(request.prompt, self.vocab_size, held=request.max_new_tokens, limit=self.max_length)
+        if self.settings.batching == "continuous":
+            return generate_continuously(self, requests)
         return generate(self, requests)
 
     def close(self) -> None:
