@@ -79,18 +79,24 @@ class Campaign:
         self.report.mkdir(parents=True, exist_ok=True)
         with (self.report / FILE).open("w") as lines:
             for seed in self.seeds:
-                stock = Stock()
-                try:
-                    self._warm(seed, stock, tell)
-                    for entrant, found in each(self.entrants, self._work(seed, stock), self.jobs, SECONDS):
-                        if isinstance(found, Ended):
-                            found = Judged(entrant.target, seed, ended=found.how, detail=found.detail)
-                        lines.write(json.dumps(as_line(entrant, found, self.tokens)) + "\n")
-                        lines.flush()
-                        yield entrant, found
-                finally:
-                    gc.unfreeze()
-                    stock.remove()
+                for entrant, found in self._judged(seed, tell):
+                    lines.write(json.dumps(as_line(entrant, found, self.tokens)) + "\n")
+                    lines.flush()
+                    yield entrant, found
+                gc.collect()  # the oracles of this seed, before those of the next: a large process is slow to fork
+
+    def _judged(self, seed: int, tell: Callable[[str], None]) -> Iterator[tuple[Entrant, Judged]]:
+        """All engines under one seed."""
+        stock = Stock()
+        try:
+            self._warm(seed, stock, tell)
+            for entrant, found in each(self.entrants, self._work(seed, stock), self.jobs, SECONDS):
+                if isinstance(found, Ended):
+                    found = Judged(entrant.target, seed, ended=found.how, detail=found.detail)
+                yield entrant, found
+        finally:
+            gc.unfreeze()
+            stock.remove()
 
     def _work(self, seed: int, stock: Stock) -> Callable[[Entrant], Judged]:
         def work(entrant: Entrant) -> Judged:

@@ -88,13 +88,11 @@ def _ended(child: _Child[Job], ready: bool, seconds: float) -> Result | Ended:
     except EOFError:
         child.process.join()
         return Ended("crash", f"its process ended with exit code {child.process.exitcode}")
-    _end(child, grace=5.0)
+    _end(child)  # it has nothing left to do, and an orderly end of a large process takes as long as a short job
     return found
 
 
-def _end(child: _Child[Job], grace: float = 0.0) -> None:
-    child.process.join(grace)
-    if child.process.is_alive():
-        child.process.kill()
-        child.process.join()
+def _end(child: _Child[Job]) -> None:
+    child.process.kill()
+    child.process.join()
     child.wire.close()
