@@ -34,11 +34,6 @@ def ends() -> Structure:
     return lambda model: st.sampled_from((*range(3, MOST), 1))  # hypothesis likes the first
 
 
-def apart() -> Structure:
-    """By how many tokens one stop comes after another, or before it."""
-    return lambda model: st.sampled_from((1, 2, -1))
-
-
 def numbers(least: int, most: int, *, count: int) -> Structure:
     """As many numbers, all different."""
     some = st.lists(st.integers(least, most), min_size=count, max_size=count, unique=True)

@@ -20,7 +20,6 @@ from lmconform.suite.endings import (
 )
 from lmconform.suite.scripts import (
     MOST,
-    apart,
     ask,
     ends,
     flag,
@@ -75,31 +74,36 @@ def test_a_stop_string_with_the_last_token_is_a_stop(
     text_of(expect_stop(model, expect, request, "end of a row whose last token completes a stop string"))
 
 
-@on_tape("STOP-15", "504ac761", last=spelled(), n=number(2, 6), later=apart(), size=number(1, 5), most=number(3, 8))
+@on_tape(
+    "STOP-15", "504ac761", last=spelled(), n=number(2, 6), apart=number(1, 2), size=number(3, 5), more=number(0, 3)
+)
 def test_the_first_of_id_string_and_limit_ends_the_row(
-    model: Subject, expect: Expect, draw: Draw, last: int, n: int, later: int, size: int, most: int
+    model: Subject, expect: Expect, draw: Draw, last: int, n: int, apart: int, size: int, more: int
 ) -> None:
     script = play(model, last)
-    string = string_at(model, script, max(1, n + later), size, size)
-    request = ask(model, last, max_new_tokens=most, stop_ids=script[n - 1 : n], stop_strings=(string,))
-    (got,) = model.generate([request])
-    legal = endings(model, request)
-    expect.bites(needs_both(model, request))
-    expect_ending(expect, got, legal, "end of a row with a stop id and a stop string")
-    expect_text(model, expect, got, legal, "text of a row with a stop id and a stop string")
+    for end in (n + apart, n - 1):  # the id comes first, then the string
+        string = string_at(model, script, end, size, size)
+        request = ask(model, last, max_new_tokens=n + more, stop_ids=script[n - 1 : n], stop_strings=(string,))
+        (got,) = model.generate([request])
+        legal = endings(model, request)
+        expect.bites(needs_both(model, request))
+        expect_ending(expect, got, legal, "end of a row with a stop id and a stop string")
+        expect_text(model, expect, got, legal, "text of a row with a stop id and a stop string")
 
 
-@on_tape("STOP-15", "504ac761", last=spelled(), n=number(2, 6), later=apart(), size=number(1, 3), most=number(3, 8))
+@on_tape(
+    "STOP-15", "504ac761", last=spelled(), n=number(2, 6), apart=number(1, 2), size=number(2, 3), more=number(0, 3)
+)
 def test_the_first_of_id_sequence_and_limit_ends_the_row(
-    model: Subject, expect: Expect, draw: Draw, last: int, n: int, later: int, size: int, most: int
+    model: Subject, expect: Expect, draw: Draw, last: int, n: int, apart: int, size: int, more: int
 ) -> None:
     script = play(model, last)
-    end = max(1, n + later)
-    stop = script[max(0, end - size) : end]
-    request = ask(model, last, max_new_tokens=most, stop_ids=script[n - 1 : n], stop_sequences=(stop,))
-    (got,) = model.generate([request])
-    expect.bites(needs_both(model, request))
-    expect_ending(expect, got, endings(model, request), "end of a row with a stop id and a stop sequence")
+    for end in (n + apart, n - 1):
+        stop = script[max(0, end - size) : end]
+        request = ask(model, last, max_new_tokens=n + more, stop_ids=script[n - 1 : n], stop_sequences=(stop,))
+        (got,) = model.generate([request])
+        expect.bites(needs_both(model, request))
+        expect_ending(expect, got, endings(model, request), "end of a row with a stop id and a stop sequence")
 
 
 def needs_both(model: Subject, request: Request) -> bool:
