@@ -274,7 +274,7 @@ static void read_items(struct source *source, struct json *value, const char *br
                 skip_spaces(source);
                 if (!skip(source, "\"")) no_json(source, "a name in quotes was expected");
                 key = read_text(source, &length);
-                if (strlen(key) != length) no_json(source, "a name holds a zero");
+                if (strlen(key) != length) key = ""; /* a zero in it: no name of ours, as the empty one is none */
                 skip_spaces(source);
                 if (!skip(source, ":")) no_json(source, "a colon was expected");
             }
@@ -1408,7 +1408,7 @@ static void answer(const char *line, size_t length, int too_long) {
         say("}}\n");
     }
     fwrite(reply.data, 1, reply.used, stdout);
-    fwrite(payload.data, 1, payload.used, stdout);
+    if (payload.used > 0) fwrite(payload.data, 1, payload.used, stdout);
     fflush(stdout);
     release(&request_memory);
 }

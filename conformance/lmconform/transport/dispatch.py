@@ -176,6 +176,8 @@ class Dispatcher:
         return self._output(operator, "attention", q, k, v, causal, visible)
 
     def _rope(self, operator: str, x: np.ndarray, positions: list[int], base: float) -> dict[str, Any]:
+        if positions and max(positions) > np.iinfo(np.int64).max:
+            raise Violation(f"arguments.positions holds {max(positions)}, which 64 bits do not")
         return self._output(operator, "rope", x, np.array(positions, np.int64), base)
 
     def _rms_norm(self, operator: str, x: np.ndarray, weight: np.ndarray, eps: float) -> dict[str, Any]:
