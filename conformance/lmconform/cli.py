@@ -159,6 +159,24 @@ def measure(
         stop(str(error))
 
 
+@app.command("protocol-check")
+def protocol_check(
+    command: Annotated[str, typer.Argument(metavar="CMD", help="The program, with its arguments, as one word.")],
+    option: Annotated[list[str] | None, typer.Option(help="KEY=VALUE, handed on to the program.")] = None,
+    time_limit: Annotated[float, typer.Option(help="Seconds for one call; a load may take ten minutes.")] = 20.0,
+) -> None:
+    """Try whether a program keeps the rules of the protocol, one by one, on a tiny checkpoint.
+
+    Exit code 0: it keeps all that could be tried; 1: it breaks one; 2: it could not be started.
+    """
+    from lmconform.protocol_check.command import CannotCheck, run
+
+    try:
+        raise typer.Exit(run(command, option or [], time_limit, Console(highlight=False)))
+    except CannotCheck as error:
+        stop(str(error))
+
+
 @app.command()
 def explain(
     identifier: Annotated[str, typer.Argument(help="A requirement such as CM-4, or a page such as CM.")],
