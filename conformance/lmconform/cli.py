@@ -110,13 +110,14 @@ def replay(
     ] = "",
     python: Python = None,
     in_process: InProcess = False,
+    time_limit: TimeLimit = 60.0,
 ) -> None:
     """Judge one recorded counterexample again. Exit code 0: it passes now; 1: it fails; 2: it could not be judged."""
     from lmconform.suite.replay import Unreadable, replay_file
     from lmconform.transport.client import StartError
 
     try:
-        record = replay_file(counterexample, engine, command, python, in_process)
+        record = replay_file(counterexample, engine, command, python, in_process, time_limit)
     except Unreadable as error:
         stop(str(error))
     except StartError as error:

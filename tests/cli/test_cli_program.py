@@ -54,7 +54,7 @@ def test_a_counterexample_remembers_the_program(check, tmp_path):
 
 
 def test_measure_takes_a_program():
-    done = run("measure", "--command", SERVED, "--only", "structure", "--through", "score")
+    done = run("measure", "--command", SERVED, "--only", "attention", "--through", "score")
     assert done.code == 0, done.out + done.err
     assert "oracle-engine" in done.out
 

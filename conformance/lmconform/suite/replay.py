@@ -23,9 +23,11 @@ class Unreadable(Exception):
     """The file is no counterexample of this version of the suite, or cannot be judged here."""
 
 
-def replay_file(path: Path, engine: str, command: str, python: Path | None, in_process: bool) -> Record:
+def replay_file(
+    path: Path, engine: str, command: str, python: Path | None, in_process: bool, time_limit: float
+) -> Record:
     """Judge the counterexample in ``path`` with its own engine, or with another if one of ``engine`` and ``command``
-    names it. Raises Unreadable or StartError.
+    names it. ``time_limit`` seconds bound a call. Raises Unreadable or StartError.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -48,7 +50,7 @@ def replay_file(path: Path, engine: str, command: str, python: Path | None, in_p
         raise _foreign(path, error) from error
     except ValueError as error:
         raise Unreadable(str(error)) from error
-    connection = Connection.start(chosen)
+    connection = Connection.start(chosen, time_limit)
     try:
         judge = Bench(connection, Plan(connection, profile, seed, given), math.inf)
     except MissingPackage as error:
