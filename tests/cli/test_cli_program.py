@@ -60,7 +60,7 @@ def test_measure_takes_a_program():
 
 
 def test_pytest_takes_a_program(command):
-    done = command(*SUITE, "--command", SERVED, "--only", "CM-9", "--access", "score")
+    done = command(*SUITE, "--command", SERVED, "--only", "CM-9", "--access", "score", "--no-controls")
     assert done.code == 0, done.out + done.err
     assert "oracle-engine" in done.out
 
@@ -75,7 +75,7 @@ def test_pytest_takes_a_program(command):
             ["died during hello: exit code 3.", "no weights"],
         ),
         (["--command", "sh -c 'read x; echo Hello'"], ["not a message of the protocol: the line is not JSON", "Hello"]),
-        (["--command", "cat"], ["not a message of the protocol: reply lacks"]),
+        (["--command", "cat"], ["not a message of the protocol: reply has unknown fields"]),
         (["--command", "sh -c 'x"], ["cannot be split into words: No closing quotation"]),
         (["reference", "--command", "true"], ["Two engines are named, the adapter reference and true"]),
         (["--command", "true", "--in-process"], ["leave out --python and --command"]),

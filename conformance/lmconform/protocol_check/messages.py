@@ -13,7 +13,20 @@ from lmconform.transport import protocol
 from lmconform.transport.fields import Violation
 
 QUIET_SECONDS = 0.2
-OTHERS = (None, True, -1.5, "x", [], {}, [None], ["x"], [[1.5]], [{"prompt": "x"}], {"max_tokens": "x"}, [{}])
+OTHERS: tuple[Any, ...] = (
+    None,
+    True,
+    -1.5,
+    "x",
+    [],
+    {},
+    [None],
+    ["x"],
+    [[1.5]],
+    [{"prompt": "x"}],
+    {"max_tokens": "x"},
+    [{}],
+)
 """Values for a field; those that are legal there are left out."""
 
 
@@ -174,7 +187,7 @@ def not_offered(talk: Talk) -> None:
     """A call that the engine does not offer is an error of the kind not-offered."""
     found = 0
     greeting = talk.greeting
-    absent = [] if "operators" in greeting.get("offers", ()) else [("operators", {})]
+    absent: list[tuple[str, dict[str, Any]]] = [] if "operators" in greeting.get("offers", ()) else [("operators", {})]
     if "load" in greeting.get("offers", ()):
         model = talk.loaded()
         calls: dict[str, dict[str, Any]] = {"score": {"tokens": [1]}, "score_batch": {"sequences": [[1]]}, "open": {}}

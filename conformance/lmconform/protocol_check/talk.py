@@ -206,7 +206,7 @@ class Talk:
             return found
         model = self.loaded()
         found["load"] = {"checkpoint": str(self.material().path), "needs": NEEDS}
-        asked = {
+        asked: dict[str, dict[str, Any]] = {
             "score": {"tokens": [1, 2], "rows": [0], "columns": [1]},
             "score_batch": {"sequences": [[1], [2, 3]], "rows": [[0], [1]], "columns": [0]},
             "generate": {"requests": [{"prompt": [1], "max_new_tokens": 1, "n": 1, "stop_ids": [2], "eos": False}]},
@@ -216,7 +216,7 @@ class Talk:
         if "open" in model["offers"]:
             given = self.ask("open", model=model["model"]).result()
             session = {"session": given["session"]}
-            known = {
+            known: dict[str, dict[str, Any]] = {
                 "extend": {"tokens": [1, 2], "rows": [0]},
                 "truncate": {"length": 0},
                 "fork": {},
