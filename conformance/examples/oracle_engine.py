@@ -2,7 +2,7 @@
 """A whole engine in one file: the standard's llama decoder in NumPy, which speaks lmconform's wire protocol.
 
     lmconform check --command "python oracle_engine.py"
-    lmconform check --command "python oracle_engine.py" --option dtype=float32
+    lmconform check --command "python oracle_engine.py" --option dtype=float64
 
 It needs Python 3.10 and NumPy, and nothing of lmconform: an engine in any other language has the same parts. They are,
 from top to bottom: a reader of checkpoints, the decoder with its KV cache, sampling and stops, the types of messages,
@@ -734,11 +734,11 @@ class Server:
 def main() -> None:
     """Answer one line after the other, until ``bye`` or the end of the input."""
     parser = argparse.ArgumentParser(description="An engine that speaks lmconform's protocol on stdin and stdout.")
-    parser.add_argument("--option", action="append", default=[], metavar="dtype=float64|float32")
+    parser.add_argument("--option", action="append", default=[], metavar="dtype=float32|float64")
     options = dict(option.partition("=")[::2] for option in parser.parse_args().option)
-    dtype = options.pop("dtype", "float64")
-    if options or dtype not in ("float64", "float32"):
-        parser.error("the only option is dtype=float64 or dtype=float32")
+    dtype = options.pop("dtype", "float32")
+    if options or dtype not in ("float32", "float64"):
+        parser.error("the only option is dtype=float32 or dtype=float64")
     wire = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints goes to stderr, not into a message
     server, reader = Server(dtype), sys.stdin.buffer

@@ -27,14 +27,14 @@ def check(command):
 
 
 def test_a_program_is_judged_and_named_in_the_report(check):
-    done = check("--command", SERVED, "--option", "dtype=float32", *ONLY)
+    done = check("--command", SERVED, "--option", "dtype=float64", *ONLY)
     assert done.code == 0, done.out + done.err
     assert done.verdicts == {"CM-4": "pass"}
     engine = done.content["engine"]
     assert (engine["name"], engine["target"], engine["python"]) == ("oracle-engine", "", None)
     assert engine["command"] == shlex.split(SERVED)
-    assert engine["options"] == {"dtype": "float32"}
-    assert engine["precision"]["weights"] == "float32", "the option arrived"
+    assert engine["options"] == {"dtype": "float64"}
+    assert engine["precision"]["weights"] == "float64", "the option arrived"
 
 
 def test_a_counterexample_remembers_the_program(check, tmp_path):
@@ -111,4 +111,4 @@ def stopped(done, words):
 def test_an_option_that_a_program_does_not_take():
     done = run("measure", "--command", SERVED, "--option", "dtype=int4")
     assert done.code == 2
-    assert "the only option is dtype=float64 or dtype=float32" in done.err
+    assert "the only option is dtype=float32 or dtype=float64" in done.err

@@ -31,7 +31,7 @@ LIMIT = 5.0
 def engine(request):
     if request.param == "C":
         return [str(request.getfixturevalue("c_engine"))]
-    return [sys.executable, str(ORACLE), "--option", "dtype=float32"]
+    return [sys.executable, str(ORACLE)]
 
 
 def judged(connection, before):

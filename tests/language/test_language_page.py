@@ -42,8 +42,9 @@ def test_the_traffic_is_that_of_the_example(tmp_path):
     export("loud-0", tmp_path / "loud", "float32", "hf", 0)
     lines = "".join(blocks("")).replace("/tmp/loud", str(tmp_path / "loud")).splitlines()
     sent, wanted = ([line[2:] for line in lines if line.startswith(mark)] for mark in "><")
-    command = [sys.executable, str(ORACLE), "--option", "dtype=float32"]
-    run = subprocess.run(command, input="\n".join(sent), capture_output=True, text=True, timeout=60, check=True)
+    run = subprocess.run(
+        [sys.executable, str(ORACLE)], input="\n".join(sent), capture_output=True, text=True, timeout=60, check=True
+    )
     got = run.stdout.splitlines()
     assert len(got) == len(wanted) == len(sent) == 15 + 1
     for request, ours, theirs in zip(sent, wanted, got, strict=True):
