@@ -1,6 +1,7 @@
 """The C engine under its sanitizers: fuzzed messages, and checkpoints that are not sound."""
 
 import json
+import random
 import subprocess
 
 import numpy as np
@@ -8,7 +9,9 @@ import pytest
 from fuzz_messages import framed, fuzzed, requests
 from language_common import parsed_replies, tiny
 
+from lmconform.adapter import Refused
 from lmconform.transport import protocol
+from lmconform.transport.client import NotFinite
 
 COUNT = 11_500
 
@@ -157,3 +160,30 @@ def test_an_option_is_turned_down(c_engine):
     run = subprocess.run([c_engine, "--option", "threads=2"], capture_output=True, text=True, timeout=20)
     assert run.returncode == 2
     assert "takes no options; it was given --option" in run.stderr
+
+
+def test_damaged_checkpoints(sanitized, start, tmp_path):
+    """Bytes of the header, of config.json and of generation_config.json are changed: each is loaded, or refused."""
+    rng, engine = random.Random(0), start(sanitized)
+    folder, outcomes = tiny(tmp_path), {"loaded": 0, "refused": 0}
+    names = ("model.safetensors", "config.json", "generation_config.json")
+    sound = {name: (folder / name).read_bytes() for name in names}
+    for number in range(400):
+        name = names[number % 3]
+        content = bytearray(sound[name])
+        for _ in range(rng.choice([1, 2, 6])):
+            place = rng.randrange(min(len(content), 2500))
+            new = rng.choice([b"", b"9", b"-", b"[", b'"', b"}", b"\xff", b"1e400", b"null", rng.randbytes(3)])
+            content[place : place + rng.choice([0, 1, len(new)])] = new
+        (folder / name).write_bytes(content)
+        try:
+            with engine.load(folder) as model:
+                assert model.score([1, 2], columns=[0]).shape == (2, 1)
+            outcomes["loaded"] += 1
+        except Refused:
+            outcomes["refused"] += 1
+        except NotFinite:
+            pass  # a weight of the file is no longer finite
+        (folder / name).write_bytes(sound[name])
+    assert min(outcomes.values()) > 20
+    assert engine.counts.restarts == 0
