@@ -15,7 +15,7 @@ from rich.table import Table
 from lmconform import __version__
 from lmconform.cli_model import model
 from lmconform.cli_power import faults, mutants
-from lmconform.cli_words import ProfileName, stop
+from lmconform.cli_words import Command, Engine, InProcess, Option, ProfileName, Python, TimeLimit, stop
 from lmconform.engines import known as known_engines
 from lmconform.judging.verdict import Verdict
 from lmconform.spec import Requirement
@@ -38,7 +38,8 @@ def main() -> None:
 
 @app.command()
 def check(
-    engine: Annotated[str, typer.Argument(help="A name of `lmconform engines`, module:Class, or file.py:Class.")],
+    engine: Engine = "",
+    command: Command = "",
     profile: Annotated[ProfileName, typer.Option(help="How much to do.")] = ProfileName.QUICK,
     only: Annotated[str, typer.Option(help="Requirements or pages, such as CM-4 or CM,ROPE.")] = "",
     access: Annotated[
@@ -51,12 +52,12 @@ def check(
         Path | None,
         typer.Option(help="Its known failures, as `lmconform known` lists them. A pass of one is unexpected."),
     ] = None,
-    option: Annotated[list[str] | None, typer.Option(help="KEY=VALUE for the adapter's constructor.")] = None,
-    python: Annotated[Path | None, typer.Option(help="Interpreter of the engine's own environment.")] = None,
-    in_process: Annotated[bool, typer.Option("--in-process", help="No process of its own, for a debugger.")] = False,
+    option: Option = None,
+    python: Python = None,
+    in_process: InProcess = False,
     seed: Annotated[int | None, typer.Option(help="Seed of checkpoints and examples.")] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="Judge the laws on these weights.")] = None,
-    time_limit: Annotated[float, typer.Option(help="Seconds for one call of the engine.")] = 60.0,
+    time_limit: TimeLimit = 60.0,
     minutes: Annotated[float | None, typer.Option(help="Minutes for the whole run.")] = None,
     jobs: Annotated[int, typer.Option("--jobs", "-n", help="Workers, each with an engine of its own.", min=1)] = 1,
     controls: Annotated[
@@ -64,7 +65,7 @@ def check(
     ] = True,
 ) -> None:
     """Judge an engine. Exit code 0: it conforms; 1: it does not; 2: nothing was judged or the run could not start."""
-    arguments = ["--engine", engine, "--profile", profile.value, "--report", str(report)]
+    arguments = ["--engine", engine, "--command", command, "--profile", profile.value, "--report", str(report)]
     arguments += ["--only", only, "--access", access, "--time-limit", str(time_limit)]
     for pair in option or []:
         arguments += ["--option", pair]
@@ -103,16 +104,20 @@ def list_known(
 @app.command()
 def replay(
     counterexample: Annotated[Path, typer.Argument(help="A file from the folder counterexamples of a report.")],
-    engine: Annotated[str | None, typer.Option(help="Another engine than the one that failed.")] = None,
-    python: Annotated[Path | None, typer.Option(help="Interpreter of the engine's own environment.")] = None,
-    in_process: Annotated[bool, typer.Option("--in-process", help="No process of its own, for a debugger.")] = False,
+    engine: Annotated[str, typer.Option(help="Another engine than the one that failed.", show_default=False)] = "",
+    command: Annotated[
+        str, typer.Option(metavar="CMD", help="Another program than what failed.", show_default=False)
+    ] = "",
+    python: Python = None,
+    in_process: InProcess = False,
+    time_limit: TimeLimit = 60.0,
 ) -> None:
     """Judge one recorded counterexample again. Exit code 0: it passes now; 1: it fails; 2: it could not be judged."""
     from lmconform.suite.replay import Unreadable, replay_file
     from lmconform.transport.client import StartError
 
     try:
-        record = replay_file(counterexample, engine, python, in_process)
+        record = replay_file(counterexample, engine, command, python, in_process, time_limit)
     except Unreadable as error:
         stop(str(error))
     except StartError as error:
@@ -126,7 +131,8 @@ def replay(
 
 @app.command()
 def measure(
-    engine: Annotated[str, typer.Argument(help="A name of `lmconform engines`, module:Class, or file.py:Class.")],
+    engine: Engine = "",
+    command: Command = "",
     through: Annotated[
         str, typer.Option(help="Only these ways: score, session, logprobs, decode, tokens. The first is printed whole.")
     ] = "",
@@ -136,10 +142,10 @@ def measure(
     regimes: Annotated[bool, typer.Option(help="Read in every regime that the engine declares.")] = True,
     whole: Annotated[bool, typer.Option("--whole", help="Print the lines of every way and regime.")] = False,
     json: Annotated[Path | None, typer.Option(help="A file to write all lines to.")] = None,
-    option: Annotated[list[str] | None, typer.Option(help="KEY=VALUE for the adapter's constructor.")] = None,
-    python: Annotated[Path | None, typer.Option(help="Interpreter of the engine's own environment.")] = None,
-    in_process: Annotated[bool, typer.Option("--in-process", help="No process of its own, for a debugger.")] = False,
-    time_limit: Annotated[float, typer.Option(help="Seconds for one call of the engine.")] = 60.0,
+    option: Option = None,
+    python: Python = None,
+    in_process: InProcess = False,
+    time_limit: TimeLimit = 60.0,
 ) -> None:
     """Print an engine's data sheet: what its mechanisms are, as numbers read from outside.
 
@@ -147,10 +153,28 @@ def measure(
     """
     from lmconform.measure.command import CannotMeasure, Wish, run
 
-    wish = Wish(engine, through, only, regimes, whole, json, option or [], python, in_process, time_limit)
+    wish = Wish(engine, command, through, only, regimes, whole, json, option or [], python, in_process, time_limit)
     try:
         raise typer.Exit(run(wish))
     except CannotMeasure as error:
+        stop(str(error))
+
+
+@app.command("protocol-check")
+def protocol_check(
+    command: Annotated[str, typer.Argument(metavar="CMD", help="The program, with its arguments, as one word.")],
+    option: Annotated[list[str] | None, typer.Option(help="KEY=VALUE, handed on to the program.")] = None,
+    time_limit: Annotated[float, typer.Option(help="Seconds for one call; a load may take ten minutes.")] = 20.0,
+) -> None:
+    """Try whether a program keeps the rules of the protocol, one by one, on a tiny checkpoint.
+
+    Exit code 0: it keeps all that could be tried; 1: it breaks one; 2: it could not be started.
+    """
+    from lmconform.protocol_check.command import CannotCheck, run
+
+    try:
+        raise typer.Exit(run(command, option or [], time_limit, Console(highlight=False)))
+    except CannotCheck as error:
         stop(str(error))
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 from enum import StrEnum
-from typing import NoReturn
+from pathlib import Path
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -39,6 +40,23 @@ class FormatName(StrEnum):
 
     HF = "hf"
     GGUF = "gguf"
+
+
+Engine = Annotated[
+    str, typer.Argument(help="A name of `lmconform engines`, module:Class, or file.py:Class.", show_default=False)
+]
+Command = Annotated[
+    str,
+    typer.Option(
+        metavar="CMD",
+        help="Instead of ENGINE: a program that speaks the protocol on stdin and stdout.",
+        show_default=False,
+    ),
+]
+Option = Annotated[list[str] | None, typer.Option(help="KEY=VALUE for the adapter's constructor, or for CMD.")]
+Python = Annotated[Path | None, typer.Option(help="Interpreter of the engine's own environment.")]
+InProcess = Annotated[bool, typer.Option("--in-process", help="No process of its own, for a debugger.")]
+TimeLimit = Annotated[float, typer.Option(help="Seconds for one call of the engine.")]
 
 
 def stop(message: str) -> NoReturn:

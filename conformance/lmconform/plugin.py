@@ -31,8 +31,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("lmconform", "conformance of a language-model inference engine")
     add = group.addoption
     add("--engine", metavar="ENGINE", help="a name of `lmconform engines`, module:Class, or path/to/file.py:Class")
+    add("--command", metavar="CMD", help="instead: a program that speaks the protocol on its stdin and stdout")
     add("--python", metavar="PATH", help="interpreter of the engine's own environment (needs NumPy and the engine)")
-    add("--option", action="append", default=[], metavar="KEY=VALUE", help="passed to the adapter's constructor")
+    add(
+        "--option",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="passed to the adapter's constructor, or to CMD",
+    )
     add("--in-process", action="store_true", help="host the adapter in this process, for a debugger")
     add("--profile", choices=sorted(PROFILES), default="quick", help="how much to do (default: quick)")
     add("--only", default="", metavar="IDS", help="requirements or pages by prefix, such as CM or CM-4,ROPE")
@@ -54,10 +61,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if config.option.help:
         return
-    if config.option.engine is None:
+    if config.option.engine is None and config.option.command is None:
         raise pytest.UsageError(
             "The conformance suite needs --engine ENGINE: a name of `lmconform engines`, module:Class, or "
-            "path/to/file.py:Class."
+            "path/to/file.py:Class. Or --command CMD: a program that speaks the protocol on its stdin and stdout."
         )
     main = not hasattr(config, "workerinput")
     try:

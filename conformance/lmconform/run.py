@@ -19,7 +19,6 @@ from lmconform.suite.choose import doors, matching
 from lmconform.suite.dsl import Decides
 from lmconform.suite.plan import PROFILES, Case, Plan, given_material
 from lmconform.transport.client import Connection, EngineSpec
-from lmconform.transport.spec import options_of
 
 SEED = "lmconform_seed"
 """Key under which workers are told the seed."""
@@ -39,10 +38,11 @@ class Run:
         self.report = Path(option.report) if option.report else None
         self.known = Known.read(Path(option.known)).with_reasons() if option.known else None
         """What fails with a reason; strict."""
-        self.spec = EngineSpec(
-            option.engine,
+        self.spec = EngineSpec.named(
+            option.engine or "",
+            option.command or "",
             python=option.python,
-            options=options_of(option.option),
+            options=option.option,
             in_process=option.in_process,
         )
         material = given_material(Path(option.checkpoint)) if option.checkpoint else None
@@ -72,11 +72,7 @@ class Run:
 
     def engine(self) -> dict[str, Any]:
         """What the report says of the engine."""
-        return plain(asdict(self.connection.description)) | {
-            "target": self.spec.target,
-            "python": str(self.spec.python) if self.spec.python else None,
-            "options": dict(self.spec.options),
-        }
+        return plain(asdict(self.connection.description)) | self.spec.record()
 
     def costs(self) -> dict[str, Any]:
         """Checkpoints, loads and calls so far, the latter also apart: by checkpoint, and by what was called."""
@@ -118,5 +114,5 @@ def _database(config: pytest.Config, spec: EngineSpec) -> Path | None:
     """Failing examples of earlier runs, one directory an engine, beside the report; quick repeats itself exactly."""
     if not config.option.report or config.option.profile == "quick":
         return None
-    name = "".join(char if char.isalnum() else "-" for char in spec.target)
+    name = "".join(char if char.isalnum() else "-" for char in spec.label)
     return Path(config.option.report) / "examples" / name

@@ -23,7 +23,7 @@ def test_no_engine(command):
     assert done.code == 4
     assert done.err.strip() == (
         "ERROR: The conformance suite needs --engine ENGINE: a name of `lmconform engines`, module:Class, or "
-        "path/to/file.py:Class."
+        "path/to/file.py:Class. Or --command CMD: a program that speaks the protocol on its stdin and stdout."
     )
     assert "Traceback" not in done.out
 

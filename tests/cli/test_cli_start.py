@@ -34,7 +34,7 @@ def stopped(done, *words):
         ),
         ("adapter.py", ["There is no engine 'adapter.py'.", "named module:Class or path/to/file.py:Class."]),
         ("referense", ["There is no engine 'referense'. Did you mean 'reference'?"]),
-        ("", ["No engine is named", "`lmconform engines` lists targets."]),
+        ("", ["No engine is named", "`lmconform engines` lists targets"]),
     ],
 )
 def test_an_adapter_that_is_not_there(check, tmp_path, engine, words):

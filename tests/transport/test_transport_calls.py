@@ -183,16 +183,14 @@ def test_traffic_follows_the_schema(start, tmp_path, monkeypatch):
     schema = json.loads(Path(lmconform.transport.protocol.__file__).with_name("schema.json").read_text())
     jsonschema.Draft202012Validator.check_schema(schema)
     sent, received = [], []
-    write, read_line = Process._write, Process._read_line
-    monkeypatch.setattr(
-        Process, "_write", lambda self, data, deadline: (sent.append(data), write(self, data, deadline))
-    )
+    write, read_line = Process.send, Process.read_line
+    monkeypatch.setattr(Process, "send", lambda self, data, deadline: (sent.append(data), write(self, data, deadline)))
 
     def reading(self, deadline):
         received.append(read_line(self, deadline))
         return received[-1]
 
-    monkeypatch.setattr(Process, "_read_line", reading)
+    monkeypatch.setattr(Process, "read_line", reading)
     with start("Toy") as engine:
         engine.accepts({"hidden_size": 8})
         with engine.load(tmp_path, NEEDS) as model:

@@ -273,7 +273,20 @@ def lines():
     """A few hundred malformed requests: noise, broken JSON, legal JSON that is no request, damaged requests."""
     rng = random.Random(0)
     hello = json.dumps({"id": 1, "call": "hello", "arguments": {"protocol": 1}}).encode()
-    yield from (b"", b"null", b"[]", b"{}", b'"x"', b"[" * 100_000, b"9" * 10_000, b"\xff\xfe", b'{"id": 1}', b"NaN")
+    yield from (
+        b"",
+        b"null",
+        b"[]",
+        b"{}",
+        b'"x"',
+        b"[" * 100_000,
+        b"9" * 10_000,
+        b"\xff\xfe",
+        b'"\xed\xa0\x80"',
+        '"utf-16"'.encode("utf-16-le"),
+        b'{"id": 1}',
+        b"NaN",
+    )
     for number in (b"1", b"1e999", b"true", b"-1"):
         yield b'{"id": 1, "call": "close", "arguments": {"model": ' + number + b', "session": 1}}'
     for call, arguments in [("explode", {}), ("__init__", {}), ("hello", []), ("score", {"model": 99, "tokens": [1]})]:

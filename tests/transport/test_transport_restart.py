@@ -93,7 +93,7 @@ def test_an_interrupted_call_leaves_no_stale_reply(start, tmp_path, monkeypatch)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("lmconform.transport.links.Process._read_line", interrupting)
+        patch.setattr("lmconform.transport.links.Process.read_line", interrupting)
         with pytest.raises(KeyboardInterrupt):
             model.score([1])
     np.testing.assert_array_equal(model.score([2]), toy_scores([2]))

@@ -1,6 +1,7 @@
 """Starting an engine: targets, options, interpreters, commands, and what the host may import."""
 
 import ast
+import json
 import os
 import stat
 import subprocess
@@ -114,6 +115,34 @@ def test_a_command_that_speaks_the_protocol(tmp_path):
         assert engine.load(tmp_path).score([1]).shape == (1, fakes.V)
 
 
+def test_a_command_line_is_split_as_a_shell_would():
+    spec = EngineSpec.named("", "./my\\ engine --model 'a b'", options=["dtype=float32"])
+    assert spec.command == ("./my engine", "--model", "a b")
+    assert spec.label == "'./my engine' --model 'a b'"
+    assert EngineSpec.recorded(json.loads(json.dumps(spec.record())), None, False) == spec
+    with pytest.raises(ValueError, match=r"--command .* cannot be split into words: No closing quotation"):
+        EngineSpec.named("", "./engine 'a")
+
+
+def test_a_record_without_a_command_is_an_adapter():
+    record = {"target": "x:Y", "python": None, "options": {"a": "b"}}  # as older counterexamples have it
+    assert EngineSpec.recorded(record, "python3", False) == EngineSpec("x:Y", "python3", {"a": "b"})
+
+
+def test_a_program_of_the_folder_is_found_again_after_a_change_of_folder(tmp_path, monkeypatch):
+    program = tmp_path / "engine"
+    program.write_text(f"#!/bin/sh\nexec {sys.executable} -m lmconform.transport.host {FAKES}:Toy\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PYTHONPATH", str(PACKAGE.parent))
+    monkeypatch.chdir(tmp_path)
+    with Connection.start(EngineSpec(command=["./engine"]), 20.0, 20.0) as engine:
+        monkeypatch.chdir("/")
+        os.kill(int(engine.accepts({"question": "pid"})), 9)
+        with pytest.raises(EngineDied):
+            engine.accepts({})
+        assert engine.load(tmp_path).vocab_size == fakes.V
+
+
 def test_commands_that_do_not():
     assert "The command no-such-program does not exist" in str(failure(EngineSpec(command=["no-such-program"])))
     assert "not a message of the protocol" in str(failure(EngineSpec(command=["sh", "-c", "echo Hello; sleep 60"])))
@@ -135,8 +164,14 @@ def test_a_line_without_an_end(monkeypatch):
 
 
 def test_a_spec_is_one_thing():
-    with pytest.raises(ValueError, match="either a target or a command"):
+    with pytest.raises(ValueError, match="No engine is named"):
         EngineSpec()
+    with pytest.raises(ValueError, match=r"the adapter x:Y and './my engine' -v: leave one out"):
+        EngineSpec("x:Y", command=["./my engine", "-v"])
+    with pytest.raises(ValueError, match="write the interpreter into the command"):
+        EngineSpec(command=["x"], python="python")
+    with pytest.raises(ValueError, match="leave out --python and --command"):
+        EngineSpec(command=["x"], in_process=True)
     with pytest.raises(ValueError, match="in_process"):
         EngineSpec("x:Y", in_process=True, python="python")
 

@@ -19,7 +19,6 @@ from lmconform.measure.desk import Desk
 from lmconform.report.results import json_text
 from lmconform.suite.preflight import AdapterOff
 from lmconform.transport.client import Connection, EngineFault, EngineSpec, StartError
-from lmconform.transport.spec import options_of
 
 
 class CannotMeasure(Exception):
@@ -31,6 +30,7 @@ class Wish:
     """What the user asked for."""
 
     engine: str
+    command: str
     through: str
     only: str
     regimes: bool
@@ -93,8 +93,9 @@ def _next(console: Console, todo: Iterator[Part]) -> Part | None:
 @contextmanager
 def _desk(wish: Wish) -> Iterator[Desk]:
     try:
-        options = options_of(wish.options)
-        spec = EngineSpec(wish.engine, python=wish.python, options=options, in_process=wish.in_process)
+        spec = EngineSpec.named(
+            wish.engine, wish.command, python=wish.python, options=wish.options, in_process=wish.in_process
+        )
         connection = Connection.start(spec, time_limit=wish.time_limit)
     except (StartError, EngineFault) as error:
         raise CannotMeasure("\n".join(filter(None, (str(error), error.detail)))) from None

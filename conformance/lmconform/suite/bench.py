@@ -165,11 +165,7 @@ class Bench:
         record.counterexample = {
             "requirement": spec.requirement,
             "text": requirements()[spec.requirement].text,
-            "engine": {
-                "target": self.connection.spec.target,
-                "python": str(self.connection.spec.python) if self.connection.spec.python else None,
-                "options": dict(self.connection.spec.options),
-            },
+            "engine": self.connection.spec.record(),
             "test": spec.body.__name__,
             "checkpoint": case.checkpoint,
             "recipe": self._recipe(case),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,12 @@ class Unreadable(Exception):
     """The file is no counterexample of this version of the suite, or cannot be judged here."""
 
 
-def replay_file(path: Path, engine: str | None, python: Path | None, in_process: bool) -> Record:
-    """Judge the counterexample in ``path`` with its own engine or another. Raises Unreadable or StartError."""
+def replay_file(
+    path: Path, engine: str, command: str, python: Path | None, in_process: bool, time_limit: float
+) -> Record:
+    """Judge the counterexample in ``path`` with its own engine, or with another if one of ``engine`` and ``command``
+    names it. ``time_limit`` seconds bound a call. Raises Unreadable or StartError.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         spec = _test(content["test"])
@@ -32,8 +37,6 @@ def replay_file(path: Path, engine: str | None, python: Path | None, in_process:
             raise ValueError(f"the test {spec.body.__name__} is described by {', '.join(spec.structure) or 'nothing'}")
         case = Case(content["checkpoint"], content["regime"])
         recorded = content["engine"]
-        target, options = (engine, {}) if engine else (recorded["target"], dict(recorded["options"]))
-        interpreter = python or recorded["python"]
         profile, seed = PROFILES[content["profile"]], int(content["plan_seed"])
         directory = content["recipe"].get("path")
     except OSError as error:
@@ -41,11 +44,13 @@ def replay_file(path: Path, engine: str | None, python: Path | None, in_process:
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise _foreign(path, error) from error
     try:
-        chosen = EngineSpec(target, python=interpreter, options=options, in_process=in_process)
+        chosen = _engine(recorded, engine, command, python, in_process)
         given = given_material(Path(directory)) if directory else None
+    except (AttributeError, KeyError, TypeError) as error:
+        raise _foreign(path, error) from error
     except ValueError as error:
         raise Unreadable(str(error)) from error
-    connection = Connection.start(chosen)
+    connection = Connection.start(chosen, time_limit)
     try:
         judge = Bench(connection, Plan(connection, profile, seed, given), math.inf)
     except MissingPackage as error:
@@ -55,6 +60,16 @@ def replay_file(path: Path, engine: str | None, python: Path | None, in_process:
             return bench.replay(spec, case, example)
         except (AttributeError, LookupError, TypeError, ValueError) as error:  # no structure that this test could draw
             raise _foreign(path, error) from error
+
+
+def _engine(
+    recorded: Mapping[str, Any], engine: str, command: str, python: Path | None, in_process: bool
+) -> EngineSpec:
+    """The engine that failed, or the other one that is named. Raises ValueError."""
+    if not engine and not command:
+        return EngineSpec.recorded(recorded, python, in_process)
+    python = python or (None if command else recorded["python"])
+    return EngineSpec.named(engine, command, python=python, in_process=in_process)
 
 
 def _foreign(path: Path, error: Exception) -> Unreadable:

@@ -21,6 +21,9 @@ STORED = {"float64": "<f8", "float32": "<f4", "float16": "<f2", "bfloat16": "<u2
 """Name of a dtype on the wire: the NumPy format of its bytes."""
 FLOATING = ("float64", "float32", "float16", "bfloat16")
 """Those of numbers."""
+MOST_AXES = 8
+MOST_NUMBERS = 1 << 40
+"""Of an array, and of one that has none since an axis is empty: NumPy has limits of its own, and some versions less."""
 INLINE_BYTES = 1024
 """Arrays up to this size go as base64, so that short replies are one readable line."""
 
@@ -85,6 +88,8 @@ def tag(value: Any, where: str, dtypes: tuple[str, ...] = FLOATING) -> ArrayTag:
         data = base64.b64decode(given.get("base64", ""), validate=True)
     except (binascii.Error, ValueError):
         raise Violation(f"{where}.base64 is not base64") from None
+    if len(given["shape"]) > MOST_AXES or math.prod(size or 1 for size in given["shape"]) > MOST_NUMBERS:
+        raise Violation(f"{where}.shape has more than {MOST_AXES} axes, or more numbers than a memory holds")
     one = ArrayTag(given["dtype"], tuple(given["shape"]), given.get("offset"), data)
     if one.offset is None and len(data) != one.nbytes:
         raise Violation(f"{where} holds {len(data)} bytes; {one.dtype} of shape {list(one.shape)} takes {one.nbytes}")

@@ -202,7 +202,7 @@ class Connection:
             raise self._dead(
                 ProtocolError,
                 f"{self.name} answered {name} with something that is not a message of the protocol: {error}. Its"
-                " process was killed. Only the host may write to the wire; schema.json describes the messages.",
+                " process was killed. Only replies may go over the wire; schema.json describes them.",
             ) from None
         except BaseException:
             link.end()  # interrupted: the reply would be taken for the answer to the next call

@@ -110,6 +110,7 @@ class Dispatcher:
         self, model: int, tokens: list[int], rows: list[int] | None = None, columns: list[int] | None = None
     ) -> dict[str, Any]:
         one = self._model(model)
+        _check_part(len(tokens), one.vocab_size, rows, columns)
         return {"scores": _part(one.score(tokens), len(tokens), one.vocab_size, rows, columns)}
 
     def _score_batch(
@@ -122,11 +123,13 @@ class Dispatcher:
         one = self._model(model)
         if rows is not None and len(rows) != len(sequences):
             raise Violation(f"arguments.rows has {len(rows)} lists; the batch has {len(sequences)} sequences")
+        wanted: Sequence[list[int] | None] = rows or [None] * len(sequences)
+        for tokens, some in zip(sequences, wanted, strict=True):
+            _check_part(len(tokens), one.vocab_size, some, columns)
         arrays = one.score_batch(sequences)
         if not isinstance(arrays, (list, tuple)) or len(arrays) != len(sequences):
             count = f"{len(arrays)} arrays" if isinstance(arrays, (list, tuple)) else type(arrays).__name__
             raise Malformed(f"score_batch returned {count}; a list of {len(sequences)} arrays was expected.")
-        wanted: Sequence[list[int] | None] = rows or [None] * len(sequences)
         return {
             "scores": [
                 _part(array, len(tokens), one.vocab_size, some, columns, f"array {i}")
@@ -141,7 +144,9 @@ class Dispatcher:
         self, session: int, tokens: list[int], rows: list[int] | None = None, columns: list[int] | None = None
     ) -> dict[str, Any]:
         one, model = self._session(session)
-        return {"scores": _part(one.extend(tokens), len(tokens), self._model(model).vocab_size, rows, columns)}
+        vocab_size = self._model(model).vocab_size
+        _check_part(len(tokens), vocab_size, rows, columns)  # before the session grows
+        return {"scores": _part(one.extend(tokens), len(tokens), vocab_size, rows, columns)}
 
     def _fork(self, session: int) -> dict[str, Any]:
         one, model = self._session(session)
@@ -176,6 +181,8 @@ class Dispatcher:
         return self._output(operator, "attention", q, k, v, causal, visible)
 
     def _rope(self, operator: str, x: np.ndarray, positions: list[int], base: float) -> dict[str, Any]:
+        if positions and max(positions) > np.iinfo(np.int64).max:
+            raise Violation(f"arguments.positions holds {max(positions)}, which 64 bits do not")
         return self._output(operator, "rope", x, np.array(positions, np.int64), base)
 
     def _rms_norm(self, operator: str, x: np.ndarray, weight: np.ndarray, eps: float) -> dict[str, Any]:
@@ -243,6 +250,13 @@ class Dispatcher:
         return {"session": number, "offers": offered(session)}
 
 
+def _check_part(length: int, vocab_size: int, rows: list[int] | None, columns: list[int] | None) -> None:
+    """Raise Violation for a row or a column that scores [T, V] do not have."""
+    for name, wanted, size in (("rows", rows, length), ("columns", columns, vocab_size)):
+        if wanted and max(wanted) >= size:
+            raise Violation(f"arguments.{name} holds {max(wanted)}; the scores have {size} {name}")
+
+
 def _part(
     scores: Any,
     length: int,
@@ -252,9 +266,6 @@ def _part(
     what: str = "the result",
 ) -> np.ndarray:
     """Check all scores [T, V] and return the rows and columns that were asked for."""
-    for name, wanted, size in (("rows", rows, length), ("columns", columns, vocab_size)):
-        if wanted and max(wanted) >= size:
-            raise Violation(f"arguments.{name} holds {max(wanted)}; the scores have {size} {name}")
     part = checks.score_shape(scores, length, vocab_size, what)
     part = part if rows is None else part[rows]
     return part if columns is None else part[:, columns]

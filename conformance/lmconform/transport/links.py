@@ -76,9 +76,9 @@ class Process:
     def exchange(self, message: Any, number: int, call: str, limit: float) -> tuple[protocol.Reply, bytearray]:
         """Send a request and return its reply and the bytes that follow it. Raises Gone, Late or Violation."""
         deadline = time.monotonic() + limit
-        self._write(message, deadline)
-        reply = protocol.parse_reply(self._read_line(deadline), number, call)
-        return reply, self._read(reply.size, deadline)
+        self.send(message, deadline)
+        reply = protocol.parse_reply(self.read_line(deadline), number, call)
+        return reply, self.read(reply.size, deadline)
 
     def stderr_tail(self) -> str:
         """The last lines that the engine wrote to stderr or stdout."""
@@ -107,7 +107,8 @@ class Process:
             self._how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         return self._how
 
-    def _write(self, data: bytes, deadline: float) -> None:
+    def send(self, data: bytes, deadline: float) -> None:
+        """Write all of ``data``. Raises Gone or Late."""
         left = memoryview(data)
         while left:
             self._wait(self._stdin, select.POLLOUT, deadline)
@@ -120,7 +121,8 @@ class Process:
             self.bytes_sent += sent
             left = left[sent:]
 
-    def _read_line(self, deadline: float) -> bytes:
+    def read_line(self, deadline: float) -> bytes:
+        """The next line, without its end. Raises Gone, Late or Violation."""
         searched = 0
         while (end := self._received.find(b"\n", searched)) < 0:
             searched = len(self._received)
@@ -131,12 +133,24 @@ class Process:
         del self._received[: end + 1]
         return line
 
-    def _read(self, size: int, deadline: float) -> bytearray:
+    def read(self, size: int, deadline: float) -> bytearray:
+        """The next ``size`` bytes. Raises Gone or Late."""
         while len(self._received) < size:
             self._receive(deadline)
         data = self._received[:size]
         del self._received[:size]
         return data
+
+    def overheard(self, seconds: float) -> bytes:
+        """What the process says without being asked, in so many seconds."""
+        with contextlib.suppress(Late, Gone):
+            self.read(1 << 62, time.monotonic() + seconds)
+        return bytes(self._received)
+
+    def close_input(self) -> None:
+        """Let the process find the end of its input."""
+        assert self._popen.stdin is not None
+        self._popen.stdin.close()
 
     def _receive(self, deadline: float) -> None:
         self._wait(self._stdout, select.POLLIN, deadline)

@@ -288,7 +288,8 @@ def parse_json(line: bytes) -> Any:
         raise Violation(f'the bare word {word} is not JSON; write "inf", "-inf" or "nan"')
 
     try:
-        return json.loads(line, parse_constant=refuse)
+        # Decoded here: given bytes, json guesses the encoding, and takes surrogates, which are no UTF-8.
+        return json.loads(str(line, "utf-8"), parse_constant=refuse)
     except Violation:
         raise
     except (ValueError, RecursionError) as error:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ..engines import UnknownEngine, resolve
 from .dispatch import Dispatcher
@@ -56,20 +58,59 @@ class EngineSpec:
     """Instead of a target: a program that speaks the protocol on stdin and stdout. It is given ``--option K=V``."""
 
     def __post_init__(self) -> None:
-        if bool(self.target) == bool(self.command):
+        if not self.target and not self.command:
             raise ValueError(
-                "No engine is named, or two are: an EngineSpec has either a target or a command. `lmconform engines` "
-                "lists targets."
+                "No engine is named: give an adapter (`lmconform engines` lists targets), or --command with a program "
+                "that speaks the protocol."
+            )
+        if self.target and self.command:
+            command = shlex.join(self.command)
+            raise ValueError(f"Two engines are named, the adapter {self.target} and {command}: leave one out.")
+        if self.command and self.python:
+            raise ValueError(
+                "--python is the interpreter of an adapter, and --command starts a program of its own: leave out "
+                "--python, and write the interpreter into the command if it needs one."
             )
         if self.in_process and (self.command or self.python):
             raise ValueError(
-                "in_process hosts an adapter in this interpreter: leave out --python and command, or --in-process."
+                "in_process hosts an adapter in this interpreter: leave out --python and --command, or --in-process."
             )
+
+    @classmethod
+    def named(
+        cls,
+        target: str = "",
+        command: str = "",
+        *,
+        python: Path | str | None = None,
+        options: Sequence[str] = (),
+        in_process: bool = False,
+    ) -> EngineSpec:
+        """The engine that a command line names: ``command`` is one string, options are ``KEY=VALUE`` each.
+
+        Raises ValueError for what names no engine.
+        """
+        return cls(target, python, options_of(options), in_process, _words(command))
+
+    @classmethod
+    def recorded(cls, record: Mapping[str, Any], python: Path | str | None, in_process: bool) -> EngineSpec:
+        """The engine of a ``record``, unless ``python`` is None in another interpreter."""
+        command = tuple(map(str, record.get("command", ())))
+        return cls(record["target"], python or record["python"], dict(record["options"]), in_process, command)
+
+    def record(self) -> dict[str, Any]:
+        """What reports keep, to start the same engine again."""
+        return {
+            "target": self.target,
+            "command": list(self.command),
+            "python": str(self.python) if self.python else None,
+            "options": dict(self.options),
+        }
 
     @property
     def label(self) -> str:
         """The engine's name before it has told it."""
-        return self.target or " ".join(self.command)
+        return self.target or shlex.join(self.command)
 
     def connect(self, folder: str) -> Process | InProcess:
         """Start the engine's process in ``folder``, or prepare a dispatcher in this one. Raises StartError."""
@@ -101,8 +142,19 @@ def options_of(pairs: Sequence[str]) -> dict[str, str]:
     return found
 
 
+def _words(command: str) -> tuple[str, ...]:
+    """A command line as a shell would split it. Raises ValueError."""
+    try:
+        return tuple(shlex.split(command))
+    except ValueError as error:
+        raise ValueError(
+            f"--command {command!r} cannot be split into words: {error}. Quote it as for a shell."
+        ) from None
+
+
 def _start(command: Sequence[str], environment: Mapping[str, str], folder: str, role: str) -> Process:
-    if shutil.which(command[0]) is None:
+    program = os.path.join(folder, command[0]) if os.sep in command[0] else command[0]  # noqa: PTH118
+    if shutil.which(program) is None:
         raise StartError(f"{role} {command[0]} does not exist or cannot be run. Give the path of an executable file.")
     try:
         return Process(command, environment, folder)
