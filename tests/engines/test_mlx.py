@@ -161,6 +161,15 @@ def test_seeds_repeat_and_free_draws_do_not(engine: Connection, llama: Path) -> 
     assert len({completion.tokens for completion in many}) == 3
 
 
+def test_a_refused_filter_leaves_the_draws_alone(engine: Connection, llama: Path) -> None:
+    """In MLX itself nothing can be drawn afterwards."""
+    model = load(engine, llama)
+    with pytest.raises(Refused, match="top_k"):
+        model.generate([Request(PROMPT, 2, temperature=1.0, top_k=37)])
+    first, second = (model.generate([Request(PROMPT, 12, temperature=2.0)])[0].tokens for _ in range(2))
+    assert first != second
+
+
 def test_text_is_without_the_stop_string(engine: Connection, spelled: Path) -> None:
     model = load(engine, spelled)
     letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJK"

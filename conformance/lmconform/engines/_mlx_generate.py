@@ -11,6 +11,7 @@ after ``mx.random.seed``; its ``n`` completions are rows of that call.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -99,6 +100,8 @@ def _give_samplers(model: MLXModel, rows: list[_Row]) -> None:
             try:
                 mx.eval(samplers[wanted](mx.zeros((1, model.vocab_size))))
             except ValueError as reason:
+                # What MLX compiles over its random state, and then raises, leaves an array there that has no value.
+                mx.random.seed(int.from_bytes(os.urandom(4), "little"))
                 raise Refused(f"mlx-lm refuses the request: {' '.join(str(reason).split())}") from reason
         row.sampler = samplers[wanted]
 

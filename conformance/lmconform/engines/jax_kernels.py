@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lmconform.adapter import Array, AttentionOperator, DType, Engine, Operator, Precision
+from lmconform.adapter import Array, AttentionOperator, DType, Engine, NotOffered, Operator, Precision
 from lmconform.engines.common import choose
 
 DTYPES: dict[DType, type] = {"float32": jnp.float32, "float16": jnp.float16, "bfloat16": jnp.bfloat16}
@@ -29,7 +29,15 @@ class JaxKernels(Engine):
         self.precision = Precision(weights=number, compute=number, kv_cache=number, scores=number, logprobs=number)
 
     def operators(self) -> Mapping[str, Operator]:
-        """Return the attention of the implementation ``xla``: operation by operation, and compiled as a whole."""
+        """Return the attention of the implementation ``xla``: operation by operation, and compiled as a whole.
+
+        Raises NotOffered if XLA has no product of this format on this device.
+        """
+        one = jnp.zeros((1, 1, 1, 16), self.dtype)
+        try:
+            jax.nn.dot_product_attention(one, one, one, implementation="xla")
+        except ValueError as reason:
+            raise NotOffered(f"operators in {self.precision.compute}: JAX says {str(reason).splitlines()[0]}") from reason
         eager = partial(jax.nn.dot_product_attention, implementation="xla")
         kernels: dict[str, Kernel] = {"xla": eager, "xla-jit": jax.jit(eager, static_argnames="is_causal")}
         return {

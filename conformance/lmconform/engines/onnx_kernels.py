@@ -89,7 +89,7 @@ class ONNXKernels(Engine):
     def static_cache(self, run: Runner, q: Array, k: Array, v: Array, causal: bool, visible: Array | None) -> Array:
         """Return Attention over a cache that has room left, and is told how much of it is in use."""
         keys, values = (np.pad(one, [(0, 0), (0, ROOM), (0, 0)], constant_values=1.0) for one in (k, v))
-        used = {"nonpad_kv_seqlen": np.array([k.shape[1]], np.int64)}
+        used = {"attn_mask": None, "past_key": None, "past_value": None, "nonpad_kv_seqlen": np.array([k.shape[1]])}
         return run("Attention", {**self._batch(Q=q, K=keys, V=values), **used}, is_causal=int(causal))[0]
 
     def multi_head(self, run: Runner, q: Array, k: Array, v: Array, causal: bool, visible: Array | None) -> Array:
