@@ -255,7 +255,7 @@ def test_an_unknown_format_names_the_legal_ones(python: Path) -> None:
     ("fault", "broken", "kept"),
     [
         ("SwapsKVHeads", ("GQA-1", "GQA-2"), ("PNR-5", "ROPE-2")),
-        ("ChangesEps", ("PNR-5",), ("GQA-1", "ROPE-2")),
+        ("ChangesEps", ("PNR-5",), ("GQA-3", "ROPE-2")),  # weights read to 1e-6 move as well, such as those of GQA-1
         ("DropsTheBase", ("ROPE-2",), ("GQA-1", "PNR-5")),
     ],
 )
