@@ -45,18 +45,14 @@ AttentionKernel = Callable[[Tensor, Tensor, Tensor, bool, "Tensor | None"], Tens
 
 
 class TorchKernels(Engine):
-    """Options: ``dtype`` (float64, float32, bfloat16, float16), ``device`` (cpu, cuda, ...), ``flex`` (eager, compiled).
-
-    ``flex=compiled`` adds flex attention as it is meant to be run. Compiling takes seconds a kind of call.
-    """
+    """Options: ``dtype`` (float64, float32, bfloat16, float16), ``device`` (cpu, cuda, ...)."""
 
     name = "torch-kernels"
     version = torch.__version__
 
-    def __init__(self, dtype: str = "float32", device: str = "cpu", flex: str = "eager") -> None:
+    def __init__(self, dtype: str = "float32", device: str = "cpu") -> None:
         """Raise ValueError for an option that is unknown or not available here."""
         number = cast(DType, choose("dtype", dtype, DTYPES))
-        self.compiled = choose("flex", flex, ("eager", "compiled")) == "compiled"
         self.dtype, self.device = DTYPES[number], torch_device(device)
         self.precision = Precision(weights=number, compute=number, kv_cache=number, scores=number, logprobs=number)
 
@@ -69,11 +65,7 @@ class TorchKernels(Engine):
                 found[f"sdpa-{name}"] = self.attention(kernel)
                 lower_right = partial(fused_lower_right, backend)
                 found[f"sdpa-{name}-lower-right"] = self.attention(lower_right, masks=("causal",))
-        found["flex-attention"] = self.attention(partial(flex, flex_attention.flex_attention))
-        if self.compiled:
-            found["flex-attention-compiled"] = self.attention(
-                partial(flex, torch.compile(flex_attention.flex_attention, dynamic=True))
-            )
+        found["flex-attention"] = self.attention(flex)
         for form in ATTENTION_FORMS:
             found[f"refdecoder-{form}"] = self.attention(partial(reference_attention, form))
         found["refdecoder-rope"] = RopeOperator(self.rope(reference_rope))
@@ -161,10 +153,8 @@ def _only(backend: SDPBackend) -> Iterator[None]:
         raise Refused(f"torch's backend {backend.name} does not take this call.") from error
 
 
-def flex(
-    kernel: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, causal: bool, visible: Tensor | None
-) -> Tensor:
-    """Return flex attention, by ``kernel``: torch's function as it is, or compiled."""
+def flex(q: Tensor, k: Tensor, v: Tensor, causal: bool, visible: Tensor | None) -> Tensor:
+    """Return flex attention without compilation, which takes seconds a shape."""
     n, m = q.shape[2], k.shape[2]
     if causal:
         visible = lower_right(n, m, q.device)
@@ -176,7 +166,8 @@ def flex(
         )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="flex_attention called without torch.compile")
-        return kernel(q, k, v, block_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
+        found = flex_attention.flex_attention(q, k, v, block_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
+    return cast(Tensor, found)
 
 
 def reference_attention(form: str, q: Tensor, k: Tensor, v: Tensor, causal: bool, visible: Tensor | None) -> Tensor:
