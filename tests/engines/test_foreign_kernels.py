@@ -35,7 +35,7 @@ OFFERED = {
         "reference-rotary-embedding-interleaved",
         "reference-rms-normalization",
     },
-    "jax-kernels": {"xla", "xla-jit"},
+    "jax-kernels": {"xla"},
 }
 # Largest errors of these calls in each format; a wrong mask, head or pair is wrong by more than 0.3.
 NEAR = {"float32": 1e-5, "float16": 2e-2, "bfloat16": 0.15}

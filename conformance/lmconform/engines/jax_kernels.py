@@ -29,7 +29,7 @@ class JaxKernels(Engine):
         self.precision = Precision(weights=number, compute=number, kv_cache=number, scores=number, logprobs=number)
 
     def operators(self) -> Mapping[str, Operator]:
-        """Return the attention of the implementation ``xla``: operation by operation, and compiled as a whole.
+        """Return the attention of the implementation ``xla``, compiled as a whole, as in a model; once a shape.
 
         Raises NotOffered if XLA has no product of this format on this device.
         """
@@ -37,13 +37,11 @@ class JaxKernels(Engine):
         try:
             jax.nn.dot_product_attention(one, one, one, implementation="xla")
         except ValueError as reason:
-            raise NotOffered(f"operators in {self.precision.compute}: JAX says {str(reason).splitlines()[0]}") from reason
-        eager = partial(jax.nn.dot_product_attention, implementation="xla")
-        kernels: dict[str, Kernel] = {"xla": eager, "xla-jit": jax.jit(eager, static_argnames="is_causal")}
-        return {
-            name: AttentionOperator(partial(self.attention, kernel), masks=("none", "causal", "given"))
-            for name, kernel in kernels.items()
-        }
+            raise NotOffered(
+                f"operators in {self.precision.compute}: JAX says {str(reason).splitlines()[0]}"
+            ) from reason
+        kernel = jax.jit(partial(jax.nn.dot_product_attention, implementation="xla"), static_argnames="is_causal")
+        return {"xla": AttentionOperator(partial(self.attention, kernel), masks=("none", "causal", "given"))}
 
     def attention(self, kernel: Kernel, q: Array, k: Array, v: Array, causal: bool, visible: Array | None) -> Array:
         """Return ``kernel``; its ``is_causal`` is aligned at the upper left, so that a chunk needs a mask."""

@@ -95,8 +95,9 @@ class ONNXKernels(Engine):
     def multi_head(self, run: Runner, q: Array, k: Array, v: Array, causal: bool, visible: Array | None) -> Array:
         """Return ONNX Runtime's MultiHeadAttention; a mask is added to the scores, 0 or the format's lowest number."""
         past = k.shape[1] - q.shape[1] if causal else 0
-        lowest = np.finfo(self.dtype).min
-        added = None if visible is None else np.where(visible, 0, lowest).astype(self.dtype)[None, None]  # [1, 1, n, m]
+        added: Array | None = None
+        if visible is not None:
+            added = np.where(visible, 0, np.finfo(self.dtype).min).astype(self.dtype)[None, None]  # [1, 1, n, m]
         cached = self._batch(past_key=k[:, :past], past_value=v[:, :past]) if past else {}
         inputs = {**self._rows(query=q, key=k[:, past:], value=v[:, past:]), "bias": None, "key_padding_mask": None}
         out = run(
@@ -128,7 +129,7 @@ class ONNXKernels(Engine):
 
     def rms_norm(self, run: Runner, x: Array, weight: Array, eps: float) -> Array:
         """Return RMSNormalization."""
-        inputs = {"X": x.astype(self.dtype), "scale": weight.astype(self.dtype)}
+        inputs: dict[str, Array] = {"X": x.astype(self.dtype), "scale": weight.astype(self.dtype)}
         return run("RMSNormalization", inputs, axis=-1, epsilon=float(eps))
 
     def _batch(self, **arrays: Array) -> dict[str, Array]:
