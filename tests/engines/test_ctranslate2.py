@@ -164,20 +164,21 @@ MECHANISMS = ("GQA-1", "GQA-2", "ROPE-2", "PNR-5")
 
 
 @pytest.mark.parametrize(
-    ("fault", "caught"),
+    ("fault", "caught", "also"),
     [
-        (None, set()),
-        ("SwapsKVHeads", {"GQA-1", "GQA-2"}),
-        ("ChangesEps", {"PNR-5"}),
-        ("DropsTheBase", {"ROPE-2"}),
+        (None, set(), set()),
+        ("SwapsKVHeads", {"GQA-1", "GQA-2"}, set()),
+        ("ChangesEps", {"PNR-5"}, {"GQA-1", "GQA-2"}),  # the dial reads a stream that is not much larger than its eps
+        ("DropsTheBase", {"ROPE-2"}, set()),
     ],
 )
 def test_a_fault_in_the_conversion_is_caught_by_its_mechanism(
-    python: Path, fault: str | None, caught: set[str]
+    python: Path, fault: str | None, caught: set[str], also: set[str]
 ) -> None:
     target = "ctranslate2" if fault is None else f"{FAULTS}:{fault}"
     with own_environment.connected(target, python, head_dim="config") as engine:
         records = own_environment.judge(engine, *MECHANISMS, doors=("score",))
     assert {one.requirement for one in records} == set(MECHANISMS)
-    assert {one.requirement for one in records if one.verdict == Verdict.FAIL} == caught
+    failed = {one.requirement for one in records if one.verdict == Verdict.FAIL}
+    assert caught <= failed <= caught | also
     assert {one.verdict for one in records} <= {Verdict.PASS, Verdict.FAIL}
