@@ -13,8 +13,9 @@ class Swapping(Converter):
     def _load(self) -> Any:
         spec = super()._load()
         for layer in spec.decoder.layer:
-            attention, size = layer.self_attention, int(layer.self_attention.head_dim)
-            weight, shared = attention.linear[0].weight, int(attention.num_heads_kv)
+            attention = layer.self_attention
+            weight, size = attention.linear[0].weight, int(attention.head_dim)
+            shared = int(getattr(attention, "num_heads_kv", spec.decoder.num_heads))
             heads = weight.reshape(-1, size, weight.shape[1]).clone()  # [H_q + 2 H_kv, D, hidden]
             for end in (len(heads) - shared, len(heads)):
                 heads[end - shared : end] = heads[end - shared : end].flip(0)

@@ -8,6 +8,7 @@ two structures by value, and ``llama.h`` promises no layout for them. They are d
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from ctypes import POINTER, Structure, c_bool, c_char_p, c_float, c_int8, c_int32, c_size_t, c_uint32, c_void_p
@@ -179,6 +180,7 @@ def _library() -> Any:
                 f"llama.cpp's {what} has another layout, or other defaults, than in build 11549: {odd}. Install the "
                 "version that engines/requirements/llama-cpp.txt names."
             )
+    os.environ.setdefault("GGML_NO_BACKTRACE", "1")  # a failed assertion would start a debugger before it is told
     library.llama_backend_init()
     return library
 

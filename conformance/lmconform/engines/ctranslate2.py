@@ -18,6 +18,7 @@ import ctranslate2
 import numpy as np
 import transformers
 from ctranslate2.converters import transformers as converters
+from safetensors import SafetensorError
 
 from lmconform.adapter import (
     Array,
@@ -33,7 +34,7 @@ from lmconform.adapter import (
 )
 from lmconform.engines.common import check_tokens, choose, top_logprobs, whole_number
 
-NONE_CONVERTED = (OSError, ValueError, KeyError, RuntimeError, NotImplementedError, TypeError, AttributeError)
+UNSOUND = (OSError, ValueError, KeyError, RuntimeError, NotImplementedError, TypeError, AttributeError, SafetensorError)
 """What the converter, transformers and the loader raise for a checkpoint that they cannot take."""
 SMALL_BATCH = 2
 
@@ -61,9 +62,14 @@ class Converter(converters.TransformersConverter):  # type: ignore[misc]
 
     def _load(self) -> Any:
         spec = super()._load()
+        for name in ("bos_token", "eos_token"):
+            # A tokenizer may have none. The library cannot load the null that the converter then writes; for a missing
+            # unk_token it writes the empty string, which is no token of the vocabulary.
+            if getattr(spec.config, name) is None:
+                setattr(spec.config, name, "")
         if self.head_dim is not None:
             for layer in spec.decoder.layer:
-                layer.self_attention.head_dim = np.dtype("int32").type(self.head_dim)
+                vars(layer.self_attention)["head_dim"] = np.int32(self.head_dim)  # the class takes no new attributes
         return spec
 
 
@@ -144,7 +150,7 @@ class CTranslate2(Engine):
         head_dim = config.get("head_dim") if self.settings.head_dim == "config" else None
         try:
             self.converter(str(checkpoint), head_dim).convert(str(folder))
-        except NONE_CONVERTED as reason:
+        except UNSOUND as reason:
             words = " ".join(f"{type(reason).__name__}: {reason}".split())
             raise Refused(f"CTranslate2's converter refuses the checkpoint {checkpoint}: {words}") from reason
         return folder
@@ -161,7 +167,7 @@ class CTranslate2Model(Model):
         self.settings = settings
         try:
             self.generator = ctranslate2.Generator(str(folder), "cpu", intra_threads=settings.threads)
-        except NONE_CONVERTED as reason:
+        except UNSOUND as reason:
             raise Refused(f"CTranslate2 does not load what its converter made: {reason}") from reason
         # generate_batch takes tokens, not ids.
         self.vocabulary: list[str] = json.loads((folder / "vocabulary.json").read_text(encoding="utf-8"))
@@ -184,7 +190,9 @@ class CTranslate2Model(Model):
         groups: dict[tuple[Any, ...], list[int]] = {}
         for place, request in enumerate(requests):
             check_tokens(request.prompt, self.vocab_size)
-            groups.setdefault(_key(request, place), []).append(place)
+            # Where the prompt is a part of the result, all of it but its first token counts for the lengths of a call.
+            length = len(request.prompt) if self.settings.stepwise_prompt else 0
+            groups.setdefault((length, *_key(request, place)), []).append(place)
         done: dict[int, list[Completion]] = {}
         for places in groups.values():
             group = [requests[place] for place in places]
@@ -195,6 +203,8 @@ class CTranslate2Model(Model):
         """One call of ``generate_batch``: the completions of each request."""
         pieces: dict[int, list[int]] = {}
         options = _options(group[0])
+        if self.settings.stepwise_prompt:
+            options |= {name: options[name] + len(group[0].prompt) - 1 for name in ("max_length", "min_length")}
         if group[0].stream:
             options["callback"] = lambda step: pieces.setdefault(step.hypothesis_id, []).append(step.token_id) or False
         try:
