@@ -26,6 +26,8 @@ WORST_LINES = 3
 """Lines of llama.cpp's log that a refusal quotes."""
 ERROR_LEVEL = 4
 """``GGML_LOG_LEVEL_ERROR``."""
+ERRORS_ONLY = 1
+"""The verbosity of llama.cpp's programs at which they log errors alone."""
 SPARE = 256
 """Bytes behind the last known field, for builds that have more of them."""
 
@@ -153,6 +155,9 @@ SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     # Methods of the class that llama_get_memory returns for the family llama; their first argument is the object.
     "_ZNK14llama_kv_cache12size_k_bytesEv": (c_size_t, (c_void_p,)),
     "_ZNK14llama_kv_cache12size_v_bytesEv": (c_size_t, (c_void_p,)),
+    # Of llama.cpp's own programs: what writes their log to stderr, and from which level on.
+    "_Z27common_log_default_callback14ggml_log_levelPKcPv": (None, (c_int32, c_char_p, c_void_p)),
+    "_Z30common_log_set_verbosity_tholdi": (None, (c_int32,)),
     "llama_decode": (c_int32, (c_void_p, Batch)),
     "llama_get_logits": (POINTER(c_float), (c_void_p,)),
 }
@@ -181,16 +186,21 @@ def _library() -> Any:
                 "version that engines/requirements/llama-cpp.txt names."
             )
     os.environ.setdefault("GGML_NO_BACKTRACE", "1")  # a failed assertion would start a debugger before it is told
+    library._Z30common_log_set_verbosity_tholdi(ERRORS_ONLY)
     library.llama_backend_init()
     return library
 
 
 LIB = _library()
+TO_STDERR = ctypes.cast(LIB._Z27common_log_default_callback14ggml_log_levelPKcPv, LOG_CALLBACK)
 
 
 @contextmanager
 def log() -> Iterator[list[tuple[int, str]]]:
-    """Collect the level and the text of what llama.cpp logs meanwhile. Afterwards it goes to stderr."""
+    """Collect the level and the text of what llama.cpp logs meanwhile. Afterwards its errors go to stderr.
+
+    The server's threads log too, so that no Python may be called for it while one runs a request.
+    """
     lines: list[tuple[int, str]] = []
 
     @LOG_CALLBACK
@@ -201,7 +211,7 @@ def log() -> Iterator[list[tuple[int, str]]]:
     try:
         yield lines
     finally:
-        LIB.llama_log_set(LOG_CALLBACK(), None)
+        LIB.llama_log_set(TO_STDERR, None)
 
 
 def reason(lines: Sequence[tuple[int, str]]) -> str:

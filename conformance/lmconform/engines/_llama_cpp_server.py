@@ -20,6 +20,7 @@ import numpy as np
 import xllamacpp
 
 from lmconform.adapter import Completion, NotOffered, Refused, Request
+from lmconform.engines._llama_cpp_library import ERRORS_ONLY
 
 if TYPE_CHECKING:
     from lmconform.engines.llama_cpp import LlamaModel
@@ -28,8 +29,6 @@ RANDOM_SEED = 0xFFFFFFFF
 """``LLAMA_DEFAULT_SEED``: the server draws a seed of its own."""
 IMPOSSIBLE = float(np.finfo(np.float32).min)
 """What the server writes for the logarithm of 0, since JSON has no -inf."""
-QUIET = 1
-"""Log errors only."""
 SPARE_CONNECTIONS = 4
 TIMEOUT = 3600.0
 """Seconds without an answer. The host's own time limit is far below."""
@@ -98,7 +97,7 @@ def _params(model: LlamaModel) -> Any:
     params.fit_params = False
     params.warmup = False
     params.ui = False
-    params.verbosity = QUIET
+    params.verbosity = ERRORS_ONLY
     return params
 
 
