@@ -13,6 +13,7 @@ import http.client
 import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from math import nan
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -164,8 +165,9 @@ def _completion(request: Request, messages: Sequence[dict[str, Any]]) -> Complet
 
 
 def _step(step: dict[str, Any]) -> dict[int, float]:
+    """Log-probabilities of one step. JSON has no NaN either: the server writes null."""
     found = {one["id"]: one["logprob"] for one in (*step["top_logprobs"], step)}
-    return {token: value for token, value in found.items() if value > IMPOSSIBLE}
+    return {token: nan if value is None else value for token, value in found.items() if value != IMPOSSIBLE}
 
 
 def _error(status: int, text: str) -> Exception:
