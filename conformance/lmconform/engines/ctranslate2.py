@@ -49,7 +49,7 @@ class Settings:
     batch: int = 0
 
 
-class Converter(converters.TransformersConverter):  # type: ignore[misc]
+class Converter(converters.TransformersConverter):
     """The library's converter, which reads weights from safetensors alone here."""
 
     def __init__(self, path: str, head_dim: int | None) -> None:
@@ -202,11 +202,16 @@ class CTranslate2Model(Model):
     def _run(self, group: Sequence[Request]) -> list[list[Completion]]:
         """One call of ``generate_batch``: the completions of each request."""
         pieces: dict[int, list[int]] = {}
+
+        def keep(step: Any) -> bool:
+            pieces.setdefault(step.hypothesis_id, []).append(step.token_id)
+            return False  # go on
+
         options = _options(group[0])
         if self.settings.stepwise_prompt:
             options |= {name: options[name] + len(group[0].prompt) - 1 for name in ("max_length", "min_length")}
         if group[0].stream:
-            options["callback"] = lambda step: pieces.setdefault(step.hypothesis_id, []).append(step.token_id) or False
+            options["callback"] = keep
         try:
             results = self.generator.generate_batch(
                 [[self.vocabulary[token] for token in request.prompt] for request in group],
@@ -226,8 +231,9 @@ class CTranslate2Model(Model):
             tokens = tuple(sequence[skip:])
             logprobs = None
             if request.logprobs is not None:
-                rows = [np.array(row) for row in result.logits[which]][-len(tokens) :]
-                logprobs = tuple(_step(row, request.logprobs, token) for row, token in zip(rows, tokens, strict=True))
+                rows = result.logits[which][skip - 1 if skip else 0 :]  # the first token of a prompt has no step
+                steps = zip(rows, tokens, strict=True)
+                logprobs = tuple(_step(np.array(row), request.logprobs, token) for row, token in steps)
             portions = tuple((token,) for token in pieces.get(which, ())) if request.stream else None
             found.append(Completion(tokens=tokens, logprobs=logprobs, pieces=portions))
         return found

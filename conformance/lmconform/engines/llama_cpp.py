@@ -129,7 +129,7 @@ class LlamaCpp(Engine):
         if stored == "q8_0" and flash == "off":
             raise ValueError("Option cache=q8_0 needs flash_attention=on: llama.cpp quantizes values only with it.")
         # Flash attention casts a float32 cache to float16 before it multiplies (llm_graph_context::build_attn_mha).
-        held = "float16" if flash == "on" and stored == "float32" else stored
+        held: DType = "float16" if flash == "on" and stored == "float32" else stored
         self.precision = Precision(weights=number, compute=COMPUTE[number], kv_cache=held)
         self.settings = Settings(
             cache=stored,
@@ -184,7 +184,7 @@ class LlamaModel(Model):
         self.vocab_size = self.weights.vocab_size
         self.room = settings.room(needs.max_tokens)
         self.max_length = min(self.room, self.weights.trained_length)  # the server's slots hold no more
-        self.slots = min(settings.slots or needs.max_rows, needs.max_rows)
+        self.slots: int = min(settings.slots or needs.max_rows, needs.max_rows)
         self.rows = Context(self.weights, **settings.context(needs.max_rows, needs.max_tokens))
         self.sessions: Context | None = None
         self.unused = list(range(needs.max_sessions))
