@@ -112,7 +112,8 @@ def test_a_session_forks_and_forgets(engine: Connection, loud: Path, regime: str
 @pytest.mark.parametrize(("cache", "number_bytes"), [("float32", 4), ("float16", 2)])
 def test_cache_bytes_are_the_sessions_share(python: Path, loud: Path, cache: str, number_bytes: int) -> None:
     with own_environment.connected("llama-cpp", python, cache=cache) as engine:
-        assert engine.description.precision == Precision(kv_cache=cache)
+        compute = "float32" if cache == "float32" else "tf32"
+        assert engine.description.precision == Precision(kv_cache=cache, compute=compute)
         session = load(engine, loud).open()
         one_token = 2 * 2 * 2 * 16 * number_bytes  # keys and values, layers, H_kv, D
         assert session.cache_bytes() == 256 * one_token

@@ -35,9 +35,16 @@ CACHE_TYPES: dict[DType, int] = {"float32": 0, "float16": 1, "q8_0": 8, "bfloat1
 """``ggml_type`` of cached keys and values."""
 FLASH = {"off": 0, "on": 1}
 """``llama_flash_attn_type``."""
-COMPUTE: dict[str, DType] = {"float32": "float32", "float16": "tf32", "bfloat16": "bfloat16"}
-"""By the format of the matrices. Results are float32. ggml rounds what it multiplies a matrix with to the format of
-the matrix: to float16, which tf32 describes (11 bits, operands alone), or to bfloat16."""
+OPERANDS: dict[DType, DType] = {
+    "float32": "float32",
+    "float16": "tf32",
+    "bfloat16": "bfloat16",
+    "q8_0": "bfloat16",
+}
+"""By the format of a matrix, or of the cache: what a product with it rounds its other operand to. ggml gives every
+result in float32, but multiplies in the format of what is stored: a float16 cache makes it round queries and attention
+weights to float16 too. tf32 has as many bits, in operands alone; bfloat16 stands for the 8 bits of q8_0."""
+COARSER = ("float32", "tf32", "bfloat16")
 ROUNDED_LENGTH = 256
 """Where each sequence has a buffer of its own, llama.cpp makes its length a multiple of this."""
 SMALL_UBATCH = 4
@@ -123,14 +130,15 @@ class LlamaCpp(Engine):
         ubatch: str = "512",
         threads: str = "1",
     ) -> None:
-        number: Any = choose("dtype", dtype, COMPUTE)
+        number: Any = choose("dtype", dtype, ("float32", "float16", "bfloat16"))
         stored: Any = choose("cache", cache, CACHE_TYPES)
         flash: Any = choose("flash_attention", flash_attention, FLASH)
         if stored == "q8_0" and flash == "off":
             raise ValueError("Option cache=q8_0 needs flash_attention=on: llama.cpp quantizes values only with it.")
         # Flash attention casts a float32 cache to float16 before it multiplies (llm_graph_context::build_attn_mha).
         held: DType = "float16" if flash == "on" and stored == "float32" else stored
-        self.precision = Precision(weights=number, compute=COMPUTE[number], kv_cache=held)
+        compute = max(OPERANDS[number], OPERANDS[held], key=COARSER.index)
+        self.precision = Precision(weights=number, compute=compute, kv_cache=held)
         self.settings = Settings(
             cache=stored,
             flash_attention=flash,
