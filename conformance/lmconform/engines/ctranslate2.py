@@ -89,6 +89,7 @@ class CTranslate2(Engine):
     choices = Choices(
         scores="logits",
         logprobs="raw",
+        ties="first",  # its TopK takes std::max_element for one of them
         sampler_order=("top_k", "temperature", "top_p"),
         stop_token="returned",
         eos_files=("tokenizer_config.json",),
@@ -182,7 +183,10 @@ class CTranslate2Model(Model):
         rows = [check_tokens(tokens, self.vocab_size) for tokens in sequences]
         if not rows:
             return []
-        logits = np.array(self.generator.forward_batch(rows))  # [B, T, V]
+        try:
+            logits = np.array(self.generator.forward_batch(rows))  # [B, T, V]
+        except ValueError as reason:
+            raise Refused(f"CTranslate2 refuses to compute: {reason}") from reason
         return [logits[b, : len(row)] for b, row in enumerate(rows)]
 
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
@@ -190,6 +194,7 @@ class CTranslate2Model(Model):
         groups: dict[tuple[Any, ...], list[int]] = {}
         for place, request in enumerate(requests):
             check_tokens(request.prompt, self.vocab_size)
+            _check_offered(request)
             # Where the prompt is a part of the result, all of it but its first token counts for the lengths of a call.
             length = len(request.prompt) if self.settings.stepwise_prompt else 0
             groups.setdefault((length, *_key(request, place)), []).append(place)
@@ -250,8 +255,8 @@ def _key(request: Request, place: int) -> tuple[Any, ...]:
     return (sampling, stops, request.logprobs is not None, place if request.stream else None)
 
 
-def _options(request: Request) -> dict[str, Any]:
-    """The parameters of ``generate_batch``. Everything is said, off included."""
+def _check_offered(request: Request) -> None:
+    """Raise NotOffered for what ``generate_batch`` has no parameter for."""
     for name in ("stop_strings", "stop_sequences", "min_p"):
         if getattr(request, name):
             raise NotOffered(name)
@@ -259,6 +264,10 @@ def _options(request: Request) -> dict[str, Any]:
         raise NotOffered("seed: CTranslate2 seeds its generators once a process")
     if request.eos and request.stop_ids:
         raise NotOffered("stop ids beside the checkpoint's EOS: generate_batch takes one or the other")
+
+
+def _options(request: Request) -> dict[str, Any]:
+    """The parameters of ``generate_batch``. Everything is said, off included."""
     options: dict[str, Any] = {
         "beam_size": 1,
         "num_hypotheses": request.n,
