@@ -236,8 +236,8 @@ class CTranslate2Model(Model):
             tokens = tuple(sequence[skip:])
             logprobs = None
             if request.logprobs is not None:
-                rows = result.logits[which][skip - 1 if skip else 0 :]  # the first token of a prompt has no step
-                steps = zip(rows, tokens, strict=True)
+                rows = result.logits[which]  # those of steps that repeat a prompt come first
+                steps = zip(rows[len(rows) - len(tokens) :], tokens, strict=True)
                 logprobs = tuple(_step(np.array(row), request.logprobs, token) for row, token in steps)
             portions = tuple((token,) for token in pieces.get(which, ())) if request.stream else None
             found.append(Completion(tokens=tokens, logprobs=logprobs, pieces=portions))
