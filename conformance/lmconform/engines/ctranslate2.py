@@ -62,9 +62,9 @@ class Converter(converters.TransformersConverter):
 
     def _load(self) -> Any:
         spec = super()._load()
-        for name in ("bos_token", "eos_token"):
-            # A tokenizer may have none. The library cannot load the null that the converter then writes; for a missing
-            # unk_token it writes the empty string, which is no token of the vocabulary.
+        for name in ("bos_token", "eos_token", "unk_token"):
+            # A tokenizer may have none. The library cannot load the null that the converter then writes; for the
+            # unk_token of a llama it writes the empty string, which is no token of the vocabulary.
             if getattr(spec.config, name) is None:
                 setattr(spec.config, name, "")
         if self.head_dim is not None:
