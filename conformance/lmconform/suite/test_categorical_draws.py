@@ -32,7 +32,8 @@ NEIGHBOURS: tuple[tuple[Settings, Settings], ...] = (
 def test_no_removed_id_is_drawn(model: Subject, expect: Expect, draw: Draw) -> None:
     """A filter removes 100 ids that together have half of the mass; of this two hundredths must not come through.
 
-    The coin's one id has a share of 1/11 before the temperature, so that it alone reaches this p in any order.
+    It leaves one id in any order. Before the temperature that id has a mass of 1/11, and a top-p beyond it would keep
+    some of the 100 equal ids: which, nobody says.
     """
     for name, value in (("top_k", 1), ("top_p", 0.05), ("min_p", 0.3)):
         coin = Rolls(model, "coin at 0.5", {"temperature": 0.5, name: value})
