@@ -120,7 +120,7 @@ class Served:
         self, index: int, done: Completion, request: Request, body: Mapping[str, Any], whole: np.ndarray | None
     ) -> dict[str, Any]:
         """One choice, as this kind of server writes it."""
-        text = done.text or ""
+        text = self.text(done.tokens) if self.speaks == "transformers" else done.text or ""
         found: dict[str, Any] = {"index": index, "text": text, "finish_reason": done.finish_reason, "logprobs": None}
         steps = [dict(step) for step in done.logprobs or ()]
         tokens = list(done.tokens)
@@ -139,8 +139,10 @@ class Served:
             found["token_ids"] = list(done.tokens)
         ends = [min(len(self.text(done.tokens[: k + 1])), len(text)) for k in range(len(done.tokens))]
         found["pieces"] = [
-            {"text": text[start:end], "token_ids": [token], "logprobs": steps and self.logprobs([token], [step])}
-            for start, end, token, step in zip([0, *ends], ends, done.tokens, steps or ends, strict=False)
+            {"text": text[start:end], "token_ids": [token], "logprobs": step and self.logprobs([token], [step])}
+            for start, end, token, step in zip(
+                [0, *ends][:-1], ends, done.tokens, done.logprobs or [None] * len(ends), strict=True
+            )
         ]
         return found
 

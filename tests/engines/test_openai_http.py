@@ -12,11 +12,15 @@ from pathlib import Path
 import http_server
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
 
 from lmconform.adapter import Choices, Needs, NotOffered, Precision, Refused, Request, offered
 from lmconform.checkpoints.layout import Shape
 from lmconform.checkpoints.random import random_checkpoint
+from lmconform.checkpoints.split_tape import split_tape
 from lmconform.checkpoints.tape import StopTape, stop_tape
+from lmconform.engines._openai_http_offer import ABILITIES, Offer, overridden
+from lmconform.engines._openai_http_spelling import Spelling, Unspelled, splitting
 from lmconform.engines.openai_http import HTTPModel, OpenAIHTTP, ScoringModel
 from lmconform.engines.reference import Reference
 
@@ -26,7 +30,7 @@ SAMPLER = {"sampling", "top_k", "top_p", "min_p", "seed"}
 OFFERED = {
     "vllm": {*SAMPLER, "n", "stream", "stop_strings", "stop_ids", "eos_off", "eos_beside_ids", "min_tokens"},
     "openai": {"sampling", "top_p", "seed", "n", "stream", "stop_strings"},
-    "transformers": {*SAMPLER, "stop_strings", "stop_ids", "eos_off", "min_tokens"},
+    "transformers": {*SAMPLER, "stream", "stop_strings", "stop_ids", "eos_off", "min_tokens"},
 }
 
 
@@ -64,7 +68,7 @@ def random(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_what_a_server_offers_is_found_out(speaks: str) -> None:
     engine = door(speaks)
     offer = engine.offer
-    assert offer.abilities == OFFERED[speaks] | ({"stream"} if speaks == "transformers" else set())
+    assert offer.abilities == OFFERED[speaks]
     assert (offer.prompt, offer.form) == {
         "vllm": ("ids", "fields"),
         "openai": ("ids", "plain"),
@@ -81,12 +85,6 @@ def test_what_a_server_offers_is_found_out(speaks: str) -> None:
         "min_tokens",
     }
     assert any(line.startswith("not offered: ") for line in offer.lines()) or speaks == "vllm"
-
-
-def http_door_abilities() -> set[str]:
-    from lmconform.engines._openai_http_offer import ABILITIES
-
-    return set(ABILITIES)
 
 
 def test_what_a_server_chooses_is_found_out() -> None:
@@ -141,6 +139,22 @@ def test_a_stream_comes_in_pieces(tape: tuple[StopTape, Path], speaks: str) -> N
     assert done.pieces == tuple((token,) for token in played.play(60, 5))
 
 
+def test_pieces_of_bytes_are_sent_as_text_and_found_again(tmp_path: Path) -> None:
+    """Characters of the split tape lie over several ids, none of which is text alone."""
+    tape = split_tape()
+    checkpoint = tape.checkpoint.write(tmp_path / "tape")
+    spelling = Spelling.of(checkpoint)
+    assert spelling is not None
+    ids = tuple(range(len(tape.pieces)))
+    assert tuple(spelling.id_of(tape.pieces[token]) for token in ids) == ids
+    copy = splitting(checkpoint, tmp_path / "copies")
+    tokenizer = Tokenizer.from_file(str(copy / "tokenizer.json"))
+    assert tuple(tokenizer.encode(spelling.prompt(ids[::-1])).ids) == ids[::-1]
+    assert (copy / "model.safetensors").resolve() == (checkpoint / "model.safetensors").resolve()
+    with pytest.raises(Unspelled, match="no token has"):
+        spelling.id_of(b"nowhere")
+
+
 def test_log_probabilities_come_by_id(random: Path) -> None:
     reference = Reference().load(random, Needs())
     request = Request((3, 1, 4), 3, logprobs=97)
@@ -190,8 +204,6 @@ def test_options_override_what_was_found(tape: tuple[StopTape, Path]) -> None:
 
 @pytest.mark.parametrize("words", ["seed", "+speed", "ids:nowhere", "logprobs:many"])
 def test_an_override_that_is_not_known(words: str) -> None:
-    from lmconform.engines._openai_http_offer import Offer, overridden
-
     with pytest.raises(ValueError, match="is not known"):
         overridden(Offer(), words, None)
     with pytest.raises(ValueError, match="it may be NAME:VALUE"):

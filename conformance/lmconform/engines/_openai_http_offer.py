@@ -31,6 +31,8 @@ ABILITIES: Mapping[str, str] = {
 
 
 PLAIN = Choices()
+NO_LIMIT = 1 << 20
+"""A server that gives the whole vocabulary of the tape is taken to give that of any."""
 
 
 @dataclass(frozen=True)
@@ -73,12 +75,13 @@ class Offer:
 
     def lines(self) -> list[str]:
         """What a person may want to know of it, a line each."""
+        width = "all" if self.logprobs == NO_LIMIT else self.logprobs or "none"
         told = [
             f"prompts as {self.prompt}, settings as {self.form}, new ids from {self.ids or 'nowhere'}",
-            f"log-probabilities: {self.logprobs or 'none'} a step; of a prompt: {self.score or 'none'}",
+            f"log-probabilities: {width} a step; of a prompt: {self.score or 'none'}",
             "offered: " + (", ".join(name for name in ABILITIES if name in self) or "nothing more"),
         ]
-        told += [f"not offered: {ABILITIES[name]}: {reason}" for name, reason in self.missing.items()]
+        told += [f"not offered: {ABILITIES.get(name, name)}: {reason}" for name, reason in self.missing.items()]
         found = {one.name: getattr(self.choices, one.name) for one in fields(Choices)}
         return told + [f"choice: {name} = {value}" for name, value in found.items() if value != getattr(PLAIN, name)]
 

@@ -18,15 +18,13 @@ from lmconform.checkpoints.eos import CONFIG, EOS, EOS_EDITS, GENERATION, TOKENI
 from lmconform.checkpoints.gguf import SUFFIX, write_gguf
 from lmconform.checkpoints.tape import stop_tape
 from lmconform.engines._openai_http_client import ServerFault
-from lmconform.engines._openai_http_offer import Form, Ids, Offer, Prompt
+from lmconform.engines._openai_http_offer import NO_LIMIT, Form, Ids, Offer, Prompt
 
 STEPS = 6
 HOT = 1000.0
 """A temperature at which the ids of the tape are as good as equally probable: only a filter leaves the greedy one."""
 WIDTHS = (101, 20, 5, 1)
 """Log-probabilities a step that are asked for in turn: the whole vocabulary of the tape, and usual limits."""
-NO_LIMIT = 1 << 20
-"""A server that gives the whole vocabulary of the tape is taken to give that of any."""
 FEW = 64
 """Ids that fixed weights surely have: prompts are made of lower ones."""
 
@@ -201,10 +199,12 @@ class Probe:
         got = self._kept("stop_ids", {"stop_ids": (script[first],)}, lambda one: one.tokens in ends)
         if got is not None:
             self._choose(stop_token="returned" if got.tokens == ends[0] else "dropped")
-            self._minimum(first)
+            self._minimum()
+        else:
+            self.offer = self.offer.lacking("min_tokens", "it is asked with a stop id, which the server does not take")
         self._strings(first, got)
 
-    def _minimum(self, first: int) -> None:
+    def _minimum(self) -> None:
         """A stop id is asked for that comes at once, and a least number of tokens that is one more."""
         early = self._script[0]
         got = self._kept(

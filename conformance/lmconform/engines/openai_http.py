@@ -2,16 +2,20 @@
 
 A client of servers, which live in environments of their own: it runs in the suite's, and needs no ``--python``. What a
 server offers beyond plain completions is found out by asking it when the engine is constructed, with a checkpoint of
-the suite that is made for it; see ``docs/engines/openai-http.md``.
+the suite that is made for it; see ``docs/engines/openai-http.md``. To print what is found:
+
+    python -m lmconform.engines.openai_http command='vllm serve {checkpoint} --port {port}'
 """
 
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast, get_args
@@ -36,6 +40,7 @@ from lmconform.engines._openai_http_probe import Ground, Probe, fixed_ground, ta
 from lmconform.engines._openai_http_process import ServerProcess
 from lmconform.engines._openai_http_spelling import Spelling, splitting
 from lmconform.engines.common import check_tokens, choose, whole_number
+from lmconform.transport.spec import options_of
 
 READY = ("/health", MODELS)
 ALONE, STREAMED = "one-at-a-time", "streamed"
@@ -215,7 +220,7 @@ class OpenAIHTTP(Engine):
         raise ValueError(f"The server answers no completion request of this door. {' '.join(reasons)}")
 
     def _probe(self, checkpoint: Path, ground: Ground) -> Probe:
-        door = self.door(checkpoint)
+        door = replace(self.door(checkpoint), names_eos=False)  # whether rows can pass these is one of the questions
         self._owner = door.owner
         tape_width = 101 if self._url is None else 0
 
@@ -275,3 +280,14 @@ class ScoringModel(HTTPModel):
 
     def _score(self, tokens: Sequence[int]) -> Array:
         return self.door.score(self.engine.offer, tokens, self.vocab_size)
+
+
+def main(pairs: Sequence[str]) -> None:
+    """Print what the server of these options offers."""
+    engine = OpenAIHTTP(**options_of(pairs))
+    engine.close()
+    print(engine.version, *engine.offer.lines(), sep="\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
