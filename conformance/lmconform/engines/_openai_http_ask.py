@@ -38,6 +38,7 @@ class Door:
         if self.names_eos and not request.eos:
             offer.need("eos_off")
         stream = streamed or request.stream or offer.ids == "chunks"
+        stream |= offer.streams_stops and bool(request.stop_strings)
         sent = body(offer, self.model, request, self.spelling, stream)
         reader = self._reader(offer)
         if stream:

@@ -50,6 +50,8 @@ class Offer:
     """Most log-probabilities a step."""
     score: Score | None = None
     """How the log-probabilities of a prompt are asked for."""
+    streams_stops: bool = False
+    """Requests with stop strings are streamed, since a whole answer leaves out tokens that complete one."""
     abilities: frozenset[str] = frozenset()
     """Names of ``ABILITIES``."""
     missing: Mapping[str, str] = field(default_factory=dict)
@@ -81,6 +83,7 @@ class Offer:
             f"log-probabilities: {width} a step; of a prompt: {self.score or 'none'}",
             "offered: " + (", ".join(name for name in ABILITIES if name in self) or "nothing more"),
         ]
+        told += ["requests with stop strings are streamed"] if self.streams_stops else []
         told += [f"not offered: {ABILITIES.get(name, name)}: {reason}" for name, reason in self.missing.items()]
         found = {one.name: getattr(self.choices, one.name) for one in fields(Choices)}
         return told + [f"choice: {name} = {value}" for name, value in found.items() if value != getattr(PLAIN, name)]

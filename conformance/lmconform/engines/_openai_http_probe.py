@@ -224,17 +224,23 @@ class Probe:
         except (Refused, ServerFault):
             return
         string = (after.text or "").removeprefix(before.text or "")
-        got = self._kept(
-            "stop_strings",
-            {"stop_strings": (string,)},
-            lambda one: bool(string) and one.finish_reason == "stop" and one.text in (before.text, after.text),
-        )
+        self._string(string, before, after, by_id)
+
+    def _string(self, string: str, before: Completion, after: Completion, by_id: Completion | None) -> None:
+        """Ask for the stop string, and again in a stream if tokens are left out of the whole answer."""
+
+        def shows(got: Completion) -> bool:
+            return bool(string) and got.finish_reason == "stop" and got.text in (before.text, after.text)
+
+        got = self._kept("stop_strings", {"stop_strings": (string,)}, shows)
+        if got is not None and got.tokens != after.tokens and "stream" in self.offer:
+            self.offer = replace(self.offer, streams_stops=True)
+            got = self._kept("stop_strings", {"stop_strings": (string,)}, shows)
         if got is None:
             return
-        if got.tokens != self._script[: first + 1]:
-            reason = "the tokens that complete a stop string are not all returned"
-            told = f"it was asked, and {reason}: {len(got.tokens)} of {first + 1} tokens came"
-            self.offer = self.offer.lacking("stop_strings", told)
+        if got.tokens != after.tokens:
+            told = f"the tokens that complete one are not all returned: {len(got.tokens)} of {len(after.tokens)} came"
+            self.offer = replace(self.offer.lacking("stop_strings", f"it was asked, and {told}"), streams_stops=False)
             return
         texts = {one.text == after.text for one in (got, by_id) if one is not None}
         if len(texts) == 1:
