@@ -48,6 +48,8 @@ class Offer:
     """Where the new ids are found: in ``token_ids``, in the log-probabilities, or one in each chunk of a stream."""
     logprobs: int = 0
     """Most log-probabilities a step."""
+    least_logprob: float | None = None
+    """Ids with lower log-probabilities are left out, unless they were drawn; None leaves none out."""
     score: Score | None = None
     """How the log-probabilities of a prompt are asked for."""
     streams_stops: bool = False

@@ -101,21 +101,21 @@ class Probe:
 
     def _ids(self) -> str | None:
         """Find where the new ids stand. The tape's greedy ids are known; of fixed weights, only that there are some."""
+        reasons = []
         for way in get_args(Ids):
             offer = replace(self.offer, ids=cast(Ids, way), logprobs=1)
             if way == "chunks":
                 offer = offer.having("stream")
             try:
                 (done,) = self._ask(offer, self._request())
-            except (Refused, NotOffered, ServerFault):
+            except (Refused, NotOffered, ServerFault) as reason:
+                reasons.append(str(reason))
                 continue
             if done.tokens:
                 self.offer, self._script = replace(offer, logprobs=0, abilities=frozenset()), done.tokens
                 return None
-        return (
-            "it returns text alone: no token_ids, no log-probabilities that name ids or tokens of ours, and no stream"
-            " of one token a chunk, so that the new ids cannot be told"
-        )
+        told = "the new ids cannot be told, not from token_ids, log-probabilities, or a stream of one token a chunk"
+        return ": ".join([told, *reasons])
 
     def _width(self) -> None:
         """How many log-probabilities a step it gives, asked for 101, 20, 5 and 1."""

@@ -134,12 +134,17 @@ class Reader:
     def _record(self, one: Any) -> tuple[int, Step]:
         token = self._id(one)
         step = {self._id(other): self._value(other.get("logprob")) for other in one.get("top_logprobs") or []}
-        return token, {**step, token: self._value(one.get("logprob"))}
+        return token, {**self._likely(step), token: self._value(one.get("logprob"))}
 
     def _columns(self, name: str, value: Any, top: Mapping[str, Any] | None) -> tuple[int, Step]:
         token = self._named(name)
         step = {self._named(other): self._value(number) for other, number in (top or {}).items()}
-        return token, step if value is None else {**step, token: self._value(value)}
+        return token, step if value is None else {**self._likely(step), token: self._value(value)}
+
+    def _likely(self, step: Step) -> Step:
+        """The step without the ids that the option ``least_logprob`` leaves out."""
+        least = self.offer.least_logprob
+        return step if least is None else {token: value for token, value in step.items() if value >= least}
 
     def _id(self, record: Any) -> int:
         if not isinstance(record, dict):

@@ -53,9 +53,9 @@ class OpenAIHTTP(Engine):
 
     Options: ``command`` (a template with ``{checkpoint}`` and ``{port}``) or ``url``; ``format`` (hf, gguf), ``ready``,
     ``model``, ``timeout``, ``start_timeout``, ``servers``, ``concurrency``, ``dtype``, ``kv_cache``, ``offers``,
-    ``choices``, ``version``, ``families``, ``head_dims``, ``checkpoint``, ``remote``, ``key_variable``, and
-    ``command_NAME`` for a regime NAME. An option that is not legal raises ValueError, and so does a server that cannot
-    be asked.
+    ``choices``, ``least_logprob``, ``version``, ``families``, ``head_dims``, ``checkpoint``, ``remote``,
+    ``key_variable``, and ``command_NAME`` for a regime NAME. An option that is not legal raises ValueError, and so does
+    a server that cannot be asked.
     """
 
     name = "openai-http"
@@ -75,6 +75,7 @@ class OpenAIHTTP(Engine):
         kv_cache: str | None = None,
         offers: str | None = None,
         choices: str | None = None,
+        least_logprob: str | None = None,
         version: str | None = None,
         families: str | None = None,
         head_dims: str | None = None,
@@ -108,7 +109,8 @@ class OpenAIHTTP(Engine):
         self._copies: dict[Path, Path] = {}
         self.offer = Offer()
         try:
-            self.offer = overridden(self._discovered(checkpoint), offers, choices)
+            least = None if least_logprob is None else float(least_logprob)
+            self.offer = replace(overridden(self._discovered(checkpoint), offers, choices), least_logprob=least)
             self.choices = self.offer.choices
             self.version = version or self._owner or "unknown"
         except BaseException:
