@@ -204,7 +204,8 @@ def test_what_is_not_http_is_malformed(serve: Callable[..., Client]) -> None:
 @pytest.mark.parametrize(
     ("stream", "fault", "words"),
     [
-        (event(finish_reason=None), ReplyCutOff, "without \\[DONE\\]"),
+        (event(finish_reason=None), ReplyCutOff, "after 1 parts without a finish_reason"),
+        (event()[:-9], ReplyCutOff, "inside a line"),
         (event(finish_reason=None) + b"data: [DONE]\n\n", ReplyCutOff, "without a finish_reason"),
         (b"data: [DONE]\n\n", ReplyCutOff, "after 0 parts"),
         (event() + b"data: {\n\n", ReplyMalformed, "not JSON"),
@@ -220,6 +221,7 @@ def test_a_stream_that_breaks_off(
 
 
 def test_a_sound_stream_has_comments_pieces_and_an_end(serve: Callable[..., Client]) -> None:
+    assert ask(serve(says(200, event())), streamed=True)[0].tokens == (0, 1), "not all servers say [DONE]"
     first = event(text="a", token_ids=[0], finish_reason=None)
     last = event(text="b", token_ids=[1]).replace(b"\n", b"\r\n")
     closing = b'data: {"choices": [], "usage": {"prompt_tokens_details": {"cached_tokens": 3}}}\n\ndata: [DONE]\n\n'
@@ -301,6 +303,34 @@ def test_tokens_are_found_by_id_by_bytes_and_by_string(serve: Callable[..., Clie
     (done,) = Door(client, "m", spelling).complete(offer, Request((5,), 4, logprobs=2))
     assert done.tokens == (2, 1, 2, 1)
     assert done.logprobs == ({0: float("-inf"), 2: -0.1}, {1: -0.2}, {2: -0.3}, {1: -0.4})
+
+
+@pytest.mark.parametrize(
+    ("count", "reason", "strings", "fault"),
+    [
+        (2, "length", (), None),
+        (3, "stop", (), None),  # a stop id, which may have no record
+        (3, "length", (), NotOffered),
+        (3, "stop", ("b",), NotOffered),
+        (4, "stop", (), NotOffered),
+        (1, "stop", (), ReplyMalformed),
+    ],
+)
+def test_the_tokens_of_a_stream_are_counted(
+    serve: Callable[..., Client], count: int, reason: str, strings: tuple[str, ...], fault: type[Exception] | None
+) -> None:
+    """llama.cpp's server sends nothing for a token that holds a part of a character."""
+    content = [{"id": token, "token": "?", "logprob": -0.1} for token in (0, 1)]
+    body = {"choices": [{**CHOICE, "logprobs": {"content": content}, "finish_reason": reason}]}
+    usage = f"data: {json.dumps({**body, 'usage': {'completion_tokens': count}})}\n\n"
+    client = serve(says(200, usage.encode()))
+    offer = Offer(ids="logprobs", logprobs=5, streams_stops=True).having("stop_strings", "stream")
+    request = Request((5,), 9, stop_strings=strings, stream=not strings)
+    if fault is None:
+        assert ask(client, offer, request)[0].tokens == (0, 1)
+    else:
+        with pytest.raises(fault):
+            ask(client, offer, request)
 
 
 # --- the server's process ---------------------------------------------------------------------------------------------

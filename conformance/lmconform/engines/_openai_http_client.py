@@ -108,7 +108,7 @@ class _Call:
         return self._parsed(data)
 
     def events(self) -> Iterator[Any]:
-        """The events of the answer as they come. Raises ReplyCutOff unless ``[DONE]`` closes them."""
+        """The events of the answer as they come, up to ``[DONE]`` or, since some servers do not say it, to the end."""
         rest = b""
         for chunk in self._answer():
             *lines, rest = (rest + chunk).split(b"\n")
@@ -122,7 +122,8 @@ class _Call:
                 if isinstance(event, dict) and event.get("error") is not None:
                     raise ServerFailed(self._says(f"the stream broke off with the error {_message(event)!r}"))
                 yield event
-        raise ReplyCutOff(self._says(f"the stream ended without [DONE]; its last bytes were {_shown(rest)}"))
+        if rest.strip():
+            raise ReplyCutOff(self._says(f"the stream ended inside a line: {_shown(rest)}"))
 
     def _answer(self) -> Iterator[bytes]:
         """The body of the answer in the portions in which it comes."""

@@ -79,7 +79,7 @@ class Probe:
             self.offer = Offer(prompt=prompt, form=form)
             try:
                 self._ask(self.offer, self._request())
-            except (Refused, ServerFault) as reason:
+            except (Refused, NotOffered, ServerFault) as reason:
                 reasons.append(f"settings as {form}: {reason}")
                 continue
             return self._ids()
@@ -124,7 +124,7 @@ class Probe:
             trial = replace(self.offer, logprobs=width)
             try:
                 (done,) = self._ask(trial, self._request(max_new_tokens=2, logprobs=width))
-            except (Refused, ServerFault) as error:
+            except (Refused, NotOffered, ServerFault) as error:
                 reason = str(error)
                 continue
             least = min((len(step) for step in done.logprobs or ()), default=0)
@@ -180,7 +180,7 @@ class Probe:
                 self._ask(self.offer, self._request(max_new_tokens=1, logprobs=2, temperature=value))
                 for value in (None, 2.0)
             )
-        except (Refused, ServerFault):
+        except (Refused, NotOffered, ServerFault):
             return
         one, other = (sorted((done.logprobs or ({},))[0].values())[-2:] for done in (plain, warm))
         if len(one) == len(other) == 2 and one[1] > one[0]:
@@ -221,7 +221,7 @@ class Probe:
             (before,), (after,) = (
                 self._ask(self.offer, self._request(max_new_tokens=count)) for count in (first, first + 1)
             )
-        except (Refused, ServerFault):
+        except (Refused, NotOffered, ServerFault):
             return
         string = (after.text or "").removeprefix(before.text or "")
         self._string(string, before, after, by_id)
@@ -255,7 +255,7 @@ class Probe:
             try:
                 (got,) = self._ask(self.offer, Request(prompt, STEPS, eos=True))
                 (passed,) = self._ask(self.offer, Request(prompt, STEPS))
-            except (Refused, ServerFault):
+            except (Refused, NotOffered, ServerFault):
                 continue
             if len(got.tokens) <= 2:
                 ended.append(name)
@@ -294,7 +294,7 @@ class Probe:
             (got,) = self._ask(self.offer, request)
         except Refused:
             return "refused"
-        except ServerFault:
+        except (NotOffered, ServerFault):
             return "unspecified"
         return counts.get(len(got.tokens), "unspecified")
 

@@ -29,6 +29,8 @@ TERMINATE_SECONDS = 5.0
 """How long a server may take to end by itself."""
 LOOK_SECONDS = 0.1
 TAIL_LINES = 40
+TELLING = ("error", "assert")
+"""Words of the lines that say why a program ended, before what it prints on its way out."""
 
 KEEPER = """
 import os, signal, subprocess, sys, threading
@@ -113,7 +115,7 @@ class ServerProcess:
     def last_words(self) -> str:
         """A sentence with the last line that the server wrote, the last that names an error if there is one."""
         lines = [line for line in self._tail if line.strip()]
-        telling = [line for line in lines if "error" in line.lower()] or lines
+        telling = [line for line in lines if any(word in line.lower() for word in TELLING)] or lines
         return f" Its last words: {telling[-1].strip()[:1000]}" if telling else ""
 
     def stop(self) -> None:

@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
-from lmconform.adapter import Completion, Request
+from lmconform.adapter import Completion, NotOffered, Request
 from lmconform.engines._openai_http_client import ReplyCutOff, ReplyMalformed
 from lmconform.engines._openai_http_offer import Offer
 from lmconform.engines._openai_http_spelling import Spelling, Unspelled
@@ -114,7 +114,7 @@ class Reader:
             raise ReplyCutOff(f"{self.asked}: {told}.")
         pieces = tuple(ids for part in parts if (ids := self.ids(part)))
         steps = [step for part in parts for step in self.steps(part.get("logprobs"))]
-        self._counted(sum(pieces, ()), reasons[-1], usage)
+        self._counted(sum(pieces, ()), reasons[-1], usage, request)
         return Completion(
             tokens=sum(pieces, ()),
             finish_reason=_reason(reasons[-1]),
@@ -124,12 +124,16 @@ class Reader:
             cached_tokens=_cached(usage),
         )
 
-    def _counted(self, tokens: tuple[int, ...], reason: str, usage: Mapping[str, Any]) -> None:
-        """Where ids are read from chunks, two tokens in one chunk would be taken for another; the count shows it."""
+    def _counted(self, tokens: tuple[int, ...], reason: str, usage: Mapping[str, Any], request: Request) -> None:
+        """Compare with the server's own count: a chunk may hold two tokens, or name none of the one it is about."""
         count = (usage.get("usage") or {}).get("completion_tokens")
-        silent = 0 if reason == "length" else 1  # a stop may have no text
-        if self.offer.ids == "chunks" and type(count) is int and not count - silent <= len(tokens) <= count:
-            raise self._wrong(f"the stream has {len(tokens)} chunks with text, and {count} tokens by its own count")
+        if self.offer.ids == "token_ids" or type(count) is not int or request.n > 1:
+            return
+        silent = 0 if reason == "length" or request.stop_strings else 1  # a stop id may have no text and no record
+        if len(tokens) > count:
+            raise self._wrong(f"the stream has {len(tokens)} tokens, and {count} by its own count")
+        if len(tokens) < count - silent:
+            raise NotOffered(f"the ids of all new tokens: a stream names {len(tokens)} of the {count} that it counts")
 
     def _record(self, one: Any) -> tuple[int, Step]:
         token = self._id(one)
