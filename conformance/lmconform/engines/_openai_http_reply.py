@@ -70,8 +70,16 @@ class Reader:
             return tuple(given)
         if self.offer.ids == "logprobs":
             return tuple(token for token, _ in self.steps(choice.get("logprobs")))
-        text = choice.get("text") or ""
-        return (self._named(text),) if text else ()
+        return self._chunk(choice.get("text") or "")
+
+    def _chunk(self, text: str) -> tuple[int, ...]:
+        """The one token whose text a chunk of a stream is."""
+        if not text or self.spelling is None:
+            return ()
+        try:
+            return (self.spelling.id_of(text.encode()),)
+        except Unspelled as reason:  # two tokens that make up one character come as one chunk
+            raise NotOffered(f"the ids of all new tokens: a chunk of the stream is {text!r}, and {reason}") from None
 
     def steps(self, logprobs: Any) -> list[tuple[int, Step]]:
         """For each step the id that was taken, and the log-probabilities."""
