@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
+import numpy as np
+
 from lmconform.adapter import Completion, NotOffered, Refused, Request
 from lmconform.checkpoints.eos import CONFIG, EOS, EOS_EDITS, GENERATION, TOKENIZER
 from lmconform.checkpoints.gguf import SUFFIX, write_gguf
@@ -21,8 +23,10 @@ from lmconform.engines._openai_http_client import ServerFault
 from lmconform.engines._openai_http_offer import NO_LIMIT, Form, Ids, Offer, Prompt
 
 STEPS = 6
-HOT = 1000.0
-"""A temperature at which the ids of the tape are as good as equally probable: only a filter leaves the greedy one."""
+HOT = 2.0
+"""The highest temperature that OpenAI's interface has, and vLLM takes."""
+QUIET = 1 / 32
+"""Of the tape's head: at ``HOT`` its ids are nearly equally probable, so that only a filter leaves the greedy one."""
 WIDTHS = (101, 20, 5, 1)
 """Log-probabilities a step that are asked for in turn: the whole vocabulary of the tape, and usual limits."""
 FEW = 64
@@ -47,6 +51,8 @@ def tape_checkpoint(folder: Path, form: Literal["hf", "gguf"]) -> tuple[Path, Gr
     """Write the stop tape of the questions, each of whose files names another EOS id, and say what to ask on it."""
     tape = stop_tape()
     checkpoint = EOS_EDITS["eos-apart"](tape.checkpoint)
+    head = {"lm_head.weight": np.float32(QUIET) * checkpoint.weights["lm_head.weight"]}
+    checkpoint = replace(checkpoint, weights={**checkpoint.weights, **head})
     files = ((GENERATION, EOS[0]), (CONFIG, EOS[1]), (TOKENIZER, EOS[2]))
     starts = tuple((name, token, (tape.before(token, 2),)) for name, token in files)
     free = next(
