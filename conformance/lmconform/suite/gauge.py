@@ -16,6 +16,11 @@ from lmconform.suite.subject import Scores
 from lmconform.suite.words import Words
 
 
+NEARLY = 2.0**-20
+"""By so much the standard's own readings may differ where a law says that they do not, and the engine's with them. The
+turns of a dial are small and not nothing: 3e-7 of a share, which the rounding of every format but float64 hides."""
+
+
 class Gauge:
     """Bound to one example and to one reading of a scope. Scores hold just the columns that the reading asks for.
 
@@ -38,7 +43,7 @@ class Gauge:
             self._stand_out(truth, bounds)
         else:
             self._show(self._faulty(scores, fault) - truth, bounds, fault)
-        self._within(self._read(scores), truth, bounds, scores, what)
+        self._within(self._read(scores), truth, np.tile(bounds[:, None], truth.shape[1]), scores, what)
 
     def close(self, *, got: Scores, wanted: Scores, what: str, fault: Edit | Edits | None = None) -> None:
         """Two results of the engine read the same, row by row; each side brings its own legal errors.
@@ -46,14 +51,16 @@ class Gauge:
         ``fault`` is what a wrong engine makes of both sides, or of each: the example bites if the budget would have
         shown it. Without it the example bites if the standard's reading stands out from 0.
         """
-        (_, others), (truth, bounds) = self._truth(got), self._truth(wanted)
+        (twin, others), (truth, bounds) = self._truth(got), self._truth(wanted)
         bounds = np.hypot(bounds, others)
         if fault is None:
             self._stand_out(truth, bounds)
         else:
             each = fault if isinstance(fault, Edits) else Edits(fault, fault)
             self._show(self._faulty(got, each.got) - self._faulty(wanted, each.wanted), bounds, each.got)
-        self._within(self._read(got), self._read(wanted), bounds, got, what)
+        self._within(
+            self._read(got), self._read(wanted), bounds[:, None] + np.nan_to_num(np.abs(twin - truth)), got, what
+        )
 
     def signs(self, scores: Scores, what: str) -> None:
         """The reading has the standard's sign, wherever the standard's stands out from 0."""
@@ -88,7 +95,7 @@ class Gauge:
 
     def _show(self, moved: Array, bounds: Array, fault: Edit) -> None:
         """Count the example if a fault would have ``moved`` the reading out of its bounds, else say why not."""
-        share = float(_shares(moved, bounds).max())
+        share = float(_shares(moved, bounds[:, None]).max())
         self._expect.bites(share > 1)
         if share <= 1:
             name = getattr(fault, "__name__", "the fault")
@@ -103,12 +110,13 @@ class Gauge:
             self._expect.tally.unresolved.append(f"a reading of {size:.2g} is within legal errors of {bound:.2g} of 0")
 
     def _within(self, got: Array, wanted: Array, bounds: Array, scores: Scores, what: str) -> None:
+        """Every element, of arrays [n, X] all, is within its bound."""
         share = _shares(got - wanted, bounds)
         row, column = np.unravel_index(int(share.argmax()), share.shape)
         self._expect.tally.worst = max(self._expect.tally.worst, float(share[row, column]))
         if share[row, column] > 1:
             error = float(np.nan_to_num(np.abs(got[row, column] - wanted[row, column]), nan=np.inf))
-            self._raise(scores, int(row), int(column), what, got, wanted, error, float(bounds[row]))
+            self._raise(scores, int(row), int(column), what, got, wanted, error, float(bounds[row, column]))
 
     def _raise(
         self, scores: Scores, row: int, column: int, what: str, got: Array, wanted: Array, error: float, bound: float
@@ -138,11 +146,12 @@ def _clear(truth: Array, bounds: Array) -> Array:
 
 
 def _shares(error: Array, bounds: Array) -> Array:
-    """What part of its row's bound each element of ``error`` [n, X] uses; infinite where there is no number.
+    """What part of its bound each element of ``error`` [n, X] uses; infinite where there is no number.
 
-    A bound of 0 allows an exact reading alone; an infinite one, any and none.
+    ``bounds`` are [n, X], or [n, 1]. A bound of 0 allows an exact reading alone; an infinite one, any and none.
     """
-    size = np.where(np.isinf(bounds)[:, None], 0, np.abs(error))
-    share = np.divide(size, bounds[:, None], out=np.full_like(size, np.inf), where=bounds[:, None] > 0)
+    bounds = np.broadcast_to(bounds, error.shape)
+    size = np.where(np.isinf(bounds), 0, np.abs(error))
+    share = np.divide(size, bounds, out=np.full_like(size, np.inf), where=bounds > 0)
     share[size == 0] = 0
     return np.where(np.isfinite(share), share, np.inf)

@@ -157,5 +157,7 @@ def test_the_first_and_the_last_id_can_be_drawn(model: Subject, expect: Expect, 
 
 @decides("CAT-19", "e3c5d129", door="generate", on=(DICE,), length=lengths())
 def test_nan_among_the_scores_is_an_error(model: Subject, expect: Expect, draw: Draw, length: int) -> None:
+    if model.yardstick.precision.compute == "float64":
+        expect.undecided("no stored weights make scores that overflow in float64")
     request = Request(draw.tokens(length), max_new_tokens=2, temperature=1.0)
     expect.refuses(lambda: model.edited("overflowing-head").generate([request]), "a draw from scores that hold NaN")
