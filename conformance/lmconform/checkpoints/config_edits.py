@@ -14,6 +14,7 @@ import numpy as np
 
 from lmconform.adapter import Array
 from lmconform.checkpoints.layout import Checkpoint, on_grid
+from lmconform.checkpoints.stream_edits import tied
 
 BASE = 500.0
 LINEAR = {"factor": 4.0}
@@ -25,7 +26,12 @@ MLP = tuple(f"mlp.{name}_proj" for name in ("gate", "up", "down"))
 
 def _says(**fields: Any) -> Callable[[Checkpoint], Checkpoint]:
     """The edit that adds these fields to config.json."""
-    return lambda checkpoint: replace(checkpoint, config={**checkpoint.config, **fields})
+
+    def edit(checkpoint: Checkpoint) -> Checkpoint:
+        """The checkpoint, whose config.json says more."""
+        return replace(checkpoint, config={**checkpoint.config, **fields})
+
+    return edit
 
 
 def _newer(kind: str, **numbers: float) -> Callable[[Checkpoint], Checkpoint]:
@@ -42,6 +48,7 @@ def _biased(names: tuple[str, ...], field: str) -> Callable[[Checkpoint], Checkp
     """The edit that gives these projections biases, and says so; each is as large as what it is added to."""
 
     def edit(checkpoint: Checkpoint) -> Checkpoint:
+        """The checkpoint, some of whose projections have biases."""
         generator = np.random.default_rng(len(names))
         added = {name: on_grid(_bias(generator, value)) for name, value in _projections(checkpoint, names).items()}
         return replace(checkpoint, config={**checkpoint.config, field: True}, weights={**checkpoint.weights, **added})
@@ -60,11 +67,6 @@ def _bias(generator: np.random.Generator, matrix: Array) -> Array:
     return generator.standard_normal(len(matrix)) * np.sqrt((matrix**2).sum(axis=1).mean())
 
 
-def _tied(checkpoint: Checkpoint) -> Checkpoint:
-    weights = {name: value for name, value in checkpoint.weights.items() if name != "lm_head.weight"}
-    return replace(checkpoint, config={**checkpoint.config, "tie_word_embeddings": True}, weights=weights)
-
-
 DESCRIBED: dict[str, Callable[[Checkpoint], Checkpoint]] = {
     "rms_norm_eps": _says(rms_norm_eps=1e-3),
     "rope_parameters-base": _says(rope_parameters={"rope_type": "default", "rope_theta": BASE}),
@@ -75,7 +77,7 @@ DESCRIBED: dict[str, Callable[[Checkpoint], Checkpoint]] = {
     "rope_parameters-llama3": _newer("llama3", **LLAMA3),
     "rope_scaling-llama3": _older("llama3", **LLAMA3),
     "hidden_act": _says(hidden_act="relu"),
-    "tie_word_embeddings": _tied,
+    "tie_word_embeddings": tied,
     "attention_bias": _biased(ATTENTION, "attention_bias"),
     "mlp_bias": _biased(MLP, "mlp_bias"),
 }

@@ -15,7 +15,6 @@ from lmconform.suite.findings import Edits, Exceeded, Finding
 from lmconform.suite.subject import Scores
 from lmconform.suite.words import Words
 
-
 NEARLY = 2.0**-20
 """By so much the standard's own readings may differ where a law says that they do not, and the engine's with them. The
 turns of a dial are small and not nothing: 3e-7 of a share, which the rounding of every format but float64 hides."""
@@ -58,8 +57,9 @@ class Gauge:
         else:
             each = fault if isinstance(fault, Edits) else Edits(fault, fault)
             self._show(self._faulty(got, each.got) - self._faulty(wanted, each.wanted), bounds, each.got)
+        apart = np.abs(twin - truth)
         self._within(
-            self._read(got), self._read(wanted), bounds[:, None] + np.nan_to_num(np.abs(twin - truth)), got, what
+            self._read(got), self._read(wanted), bounds[:, None] + np.where(apart <= NEARLY, apart, 0), got, what
         )
 
     def signs(self, scores: Scores, what: str) -> None:
