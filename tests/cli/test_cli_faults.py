@@ -85,7 +85,7 @@ def test_an_adapter_that_is_off_is_told_once(check):
     assert done.code == 1
     assert set(done.verdicts.values()) == {"error"}
     assert done.out.count("one row late") == 1
-    assert "CM-1 to CM-13, DEC-1 to DEC-6, " in done.out
+    assert "CM-1 to CM-13, DEC-1 to DEC-7, " in done.out
     assert " error: adapter: score is one row late" in done.out.replace("\n", " ")
     assert "does not conform (" in done.out
 
