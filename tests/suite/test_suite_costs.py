@@ -12,7 +12,7 @@ from lmconform.suite.modules import decisions
 from lmconform.suite.plan import PROFILES, Case, Plan
 from lmconform.transport.client import Connection, EngineSpec
 
-CHECKPOINTS, REGIMES, LOADS = 44, 3, 83
+CHECKPOINTS, REGIMES, LOADS = 45, 3, 84
 """Most distinct checkpoints, and most loads for an engine of so many regimes. Before a bound is raised: can another
 checkpoint serve, or another edit of the same? Does the law need three random ones? Does a regime matter to it? DEC-7
 loads one checkpoint a field of config.json, of which one is counted here."""

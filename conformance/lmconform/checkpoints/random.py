@@ -7,6 +7,7 @@ standard deviation 0.02, under which a missing attention scale moves the logits 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import sqrt
 from typing import Any, Literal
 
@@ -29,7 +30,8 @@ def random_checkpoint(shape: Shape, volume: Volume, seed: int) -> Checkpoint:
         drawn = fused(drawn) if isinstance(shape, Phi3Shape) else drawn
     weights = {name: on_grid(value) for name, value in drawn.items()}
     recipe = {"kind": "random", "volume": volume, "seed": seed, "family": shape.family, **vars(shape)}
-    config = _terse(shape) if shape in (*FAMILIES, TERSE) else shape.config()
+    config = _terse(shape) if shape in (*FAMILIES, TERSE, BRIEF) else shape.config()
+    config |= {"tie_word_embeddings": False} if shape == BRIEF else {}
     return Checkpoint(f"{volume}-{label(shape)}", config, weights, recipe)
 
 
@@ -145,6 +147,9 @@ TERSE = Shape(
 )
 """A llama that leaves out D = hidden_size / H_q, H_kv = H_q and eps; none of them is another engine's default, and
 engines with fixed kernels accept the sizes."""
+
+BRIEF = replace(TERSE, num_key_value_heads=2, rms_norm_eps=1e-5)
+"""A llama that says its sizes, eps and that its head is its own, which some engines need, and leaves out the rest."""
 
 WINDOWED = Phi3Shape(
     hidden_size=52, num_attention_heads=4, num_key_value_heads=2, head_dim=12, vocab_size=67, sliding_window=20

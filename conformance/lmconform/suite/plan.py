@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from lmconform.adapter import OPERATORS, NotOffered, Operator, Precision, Refused
 from lmconform.checkpoints.edits import edited
 from lmconform.checkpoints.layout import Checkpoint, Shape
+from lmconform.checkpoints.random import BRIEF as BRIEF_SHAPE
 from lmconform.checkpoints.random import FAMILIES as FAMILY_SHAPES
 from lmconform.checkpoints.random import SHAPES, Volume, label, random_checkpoint
 from lmconform.checkpoints.random import TERSE as TERSE_SHAPE
@@ -24,10 +25,14 @@ from lmconform.suite.instruments import INSTRUMENTS, LENGTHS, SPLIT_TAPE, STOP_T
 from lmconform.transport.client import Connection
 
 RANDOM, FEW_RANDOM, FIRST_RANDOM, FAMILIES = "random", "few-random", "first-random", "families"
-WINDOWED, TERSE, GIVEN = "windowed", "terse", "given"
+WINDOWED, TERSE, BRIEF, GIVEN = "windowed", "terse", "brief", "given"
 """Kinds of checkpoints. A test that edits them takes few: each edit of each is one more load."""
-OTHERS = {f"quiet-{shape.family}": shape for shape in FAMILY_SHAPES} | {WINDOWED: WINDOWED_SHAPE, TERSE: TERSE_SHAPE}
-"""The random checkpoints of the other families, and of a llama whose config.json says little. A quiet one shows all
+OTHERS = {f"quiet-{shape.family}": shape for shape in FAMILY_SHAPES} | {
+    WINDOWED: WINDOWED_SHAPE,
+    TERSE: TERSE_SHAPE,
+    BRIEF: BRIEF_SHAPE,
+}
+"""The random checkpoints of the other families, and of llamas whose config.json says little. A quiet one shows all
 that a loud one does, and eps too."""
 MAX_TOKENS = 136
 MAX_ROWS = 32
@@ -197,7 +202,7 @@ class Plan:
         if kind == FIRST_RANDOM:
             return self._names(RANDOM)[:1]
         if kind == FAMILIES:
-            return [name for name in OTHERS if name not in (WINDOWED, TERSE)]
+            return [name for name in OTHERS if name not in (WINDOWED, TERSE, BRIEF)]
         if kind != RANDOM:
             return [kind]
         return [f"{self._volume(index)}-{index}" for index in range(self.profile.checkpoints)]

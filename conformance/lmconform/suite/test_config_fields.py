@@ -12,7 +12,7 @@ from lmconform.checkpoints.config_edits import DESCRIBED, UNDESCRIBED
 from lmconform.checkpoints.layout import Checkpoint
 from lmconform.suite.dsl import Draw, Expect, Scores, Subject, agreeing, decides, lengths
 from lmconform.suite.findings import Edits
-from lmconform.suite.plan import TERSE
+from lmconform.suite.plan import BRIEF, TERSE
 from lmconform.suite.structures import Telling
 from lmconform.transport.client import EngineRaised
 
@@ -71,13 +71,13 @@ def expect_followed_or_refused(
     expect.bites(judged.bit)
 
 
-@decides("DEC-7", "a88e91ad", door="score", on=(TERSE,), tries=len(FIELDS) + 1, field=fields())
+@decides("DEC-7", "a88e91ad", door="score", on=(BRIEF,), tries=len(FIELDS) + 1, field=fields())
 def test_a_field_is_followed_or_refused(model: Subject, expect: Expect, draw: Draw, field: str) -> None:
     tokens = draw.tokens(LENGTH)
     expect_followed_or_refused(model, expect, field, lambda told: told.score(tokens), f"scores with {field}")
 
 
-@decides("DEC-7", "a88e91ad", door="generate", on=(TERSE,), field=fields())
+@decides("DEC-7", "a88e91ad", door="generate", on=(BRIEF,), field=fields())
 def test_a_field_is_followed_or_refused_while_generating(
     model: Subject, expect: Expect, draw: Draw, field: str
 ) -> None:
