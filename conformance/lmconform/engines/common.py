@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import TypeVar
 
 import numpy as np
 
 from lmconform.adapter import Array, Refused
 
+Name = TypeVar("Name", bound=str)
 
-def choose(option: str, value: str, allowed: Iterable[str]) -> str:
+
+def choose(option: str, value: str, allowed: Iterable[Name]) -> Name:
     """Return ``value`` if it is one of ``allowed``; raise ValueError that lists the legal ones otherwise."""
-    allowed = tuple(allowed)
-    if value not in allowed:
-        raise ValueError(f"Option {option}={value!s} is not known; it may be one of: {', '.join(allowed)}.")
-    return value
+    legal = {str(one): one for one in allowed}
+    if value not in legal:
+        raise ValueError(f"Option {option}={value!s} is not known; it may be one of: {', '.join(legal)}.")
+    return legal[value]
 
 
 def whole_number(option: str, value: str, least: int = 1) -> int:

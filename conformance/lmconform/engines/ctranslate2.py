@@ -34,7 +34,7 @@ from lmconform.adapter import (
 )
 from lmconform.engines.common import check_tokens, choose, top_logprobs, whole_number
 
-UNSOUND = (OSError, ValueError, KeyError, RuntimeError, NotImplementedError, TypeError, AttributeError, SafetensorError)
+UNSOUND = (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, SafetensorError)
 """What the converter, transformers and the loader raise for a checkpoint that they cannot take."""
 SMALL_BATCH = 2
 

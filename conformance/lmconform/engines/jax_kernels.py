@@ -24,7 +24,7 @@ class JaxKernels(Engine):
 
     def __init__(self, dtype: str = "float32") -> None:
         """Raise ValueError for a format that is not legal."""
-        number: DType = choose("dtype", dtype, DTYPES)  # type: ignore[assignment]
+        number = choose("dtype", dtype, DTYPES)
         self.dtype = DTYPES[number]
         self.precision = Precision(weights=number, compute=number, kv_cache=number, scores=number, logprobs=number)
 

@@ -85,7 +85,7 @@ class MLX(Engine):
 
     def __init__(self, dtype: str = "float32", kv_bits: str | None = None) -> None:
         """Raise ValueError for a value that is not legal."""
-        number: DType = choose("dtype", dtype, DTYPES)  # type: ignore[assignment]
+        number = choose("dtype", dtype, DTYPES)
         bits = None if kv_bits is None else int(choose("kv_bits", kv_bits, ("8",)))
         # An 8-bit group has a scale and an offset of its own; q8_0, a block of as many with a scale, is no finer.
         cache: DType = number if bits is None else "q8_0"

@@ -153,7 +153,7 @@ def _words(command: str) -> tuple[str, ...]:
 
 
 def _start(command: Sequence[str], environment: Mapping[str, str], folder: str, role: str) -> Process:
-    program = os.path.join(folder, command[0]) if os.sep in command[0] else command[0]  # noqa: PTH118
+    program = str(Path(folder, command[0])) if os.sep in command[0] else command[0]
     if shutil.which(program) is None:
         raise StartError(f"{role} {command[0]} does not exist or cannot be run. Give the path of an executable file.")
     try:
