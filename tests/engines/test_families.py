@@ -9,7 +9,7 @@ from lmconform.adapter import Engine
 from lmconform.suite.bench import Bench
 from lmconform.suite.dsl import Draw, Expect
 from lmconform.suite.findings import Tally
-from lmconform.suite.plan import FAMILIES, OTHERS, PROFILES, TERSE, WINDOWED, Case, Plan
+from lmconform.suite.plan import BRIEF, FAMILIES, OTHERS, PROFILES, TERSE, WINDOWED, Case, Plan
 from lmconform.transport.client import Connection, EngineSpec
 
 LENGTH = 33
@@ -45,9 +45,8 @@ def test_scores_are_the_oracles_through_every_door(bench: Bench, checkpoint: str
 
 
 def test_every_checkpoint_of_the_families_is_covered(bench: Bench) -> None:
-    assert [case.checkpoint for case in bench.plan.cases([FAMILIES, WINDOWED, TERSE], every_regime=False)] == list(
-        OTHERS
-    )
+    cases = bench.plan.cases([FAMILIES, WINDOWED, TERSE, BRIEF], every_regime=False)
+    assert [case.checkpoint for case in cases] == list(OTHERS)
 
 
 @pytest.mark.parametrize(("family", "taken"), [("llama", True), ("phi3", False), ("gpt2", False), (None, False)])

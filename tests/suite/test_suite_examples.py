@@ -15,13 +15,19 @@ class FakeSubject:
     vocab_size = 50
 
 
+class Expected:
+    bit = False
+
+
 def exceeded(excess: float) -> Exceeded:
     return Exceeded(Finding("a score", "1", "0", "row 0", error=excess, budget=1.0))
 
 
 def runner(body, redrawn=None, tries=None, **structure) -> Runner:
     makers = {name: (lambda _, strategy=strategy: strategy) for name, strategy in structure.items()}
-    return Runner(Decides("CM-1", "", "score", (), False, body, makers, tries), FakeSubject(), redrawn)
+    fake = FakeSubject()
+    spec = Decides("CM-1", "", "score", (), False, body, makers, tries)
+    return Runner(spec, lambda number: redrawn(number) if number and redrawn else fake)
 
 
 def test_a_test_that_holds_finds_nothing_and_counts_its_examples() -> None:
@@ -59,7 +65,7 @@ def test_shrinking_asks_the_engine_a_bounded_number_of_times() -> None:
 def telling(body, *values, drawn) -> Runner:
     """A test of one structure that names telling values."""
     structure = {"n": Telling(lambda _: drawn, lambda _: values)}
-    return Runner(Decides("CM-1", "", "score", (), False, body, structure), FakeSubject(), None)
+    return Runner(Decides("CM-1", "", "score", (), False, body, structure), lambda number: FakeSubject())
 
 
 @pytest.mark.parametrize(("count", "first"), [(1, []), (2, [900]), (3, [900, 901]), (6, [900, 901])])
@@ -70,6 +76,14 @@ def test_telling_values_are_tried_first_and_leave_room_for_a_draw(count, first) 
     assert seen[: len(first)] == first
     assert len(seen) == count
     assert all(n < 10 for n in seen[len(first) :])
+
+
+@pytest.mark.parametrize(("values", "tried"), [((900, 901), [900]), ((), None)])
+def test_telling_values_may_be_tried_alone_and_draws_where_there_are_none(values, tried) -> None:
+    seen = []
+    under = telling(lambda model, expect, draw, n: seen.append(n), *values, drawn=st.integers(0, 9))
+    assert under.search(2, 1, telling_alone=True) is None
+    assert seen == tried if tried else len(seen) == 2
 
 
 @pytest.mark.parametrize(("shrink", "found"), [(True, 7), (False, 900)])
@@ -195,6 +209,34 @@ def test_a_suspicion_in_fixed_tries_hides_no_failure() -> None:
     under = runner(body, lambda number: fresh, tries=3)
     assert under.search(1, 1) is not None
     assert under.tally.suspicions == 2
+
+
+def test_a_model_that_made_room_for_fresh_draws_is_loaded_again() -> None:
+    """The fresh draws of a test that loads several models close the one that it began with."""
+    loaded = [0]
+
+    def subject(number):
+        loaded.append(number)
+        return number, len(loaded)
+
+    def body(model, expect, draw, n):
+        assert model == (loaded[-1], len(loaded)), "this model was closed"
+        if n >= 3:
+            raise exceeded(2.0)
+
+    spec = Decides("CM-1", "", "score", (), False, body, {"n": lambda _: st.integers(0, 99)})
+    example, _ = Runner(spec, subject, words=lambda model, tally, seed: (Expected(), None)).search(9, 1)
+    assert example.structure == {"n": 3}, "it was made smaller after its fresh draws"
+
+
+@pytest.mark.parametrize("redraw_all", [False, True])
+def test_the_oracles_of_fresh_draws_may_be_computed_beforehand(redraw_all) -> None:
+    asked = []
+    spec = Decides("CM-1", "", "score", (), False, lambda *_, n: None, {"n": lambda _: st.integers(0, 99)})
+    under = Runner(spec, lambda number: asked.append(number) or FakeSubject(), redraw_all=redraw_all)
+    assert under.search(1, 1) is None
+    assert set(asked) == ({0, *range(1, REDRAWS + 1)} if redraw_all else {0})
+    assert under.tally.examples == 1, "they are no examples of this run"
 
 
 def test_an_error_far_beyond_noise_needs_no_redraw() -> None:

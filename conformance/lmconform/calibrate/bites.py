@@ -44,16 +44,16 @@ class Judge(Bench):
 
     def afresh(self) -> None:
         """Close what is loaded: some faults are of an engine's past, and the next example shall have none."""
-        while self._models:
-            self._models.popitem()[1].close()
+        while self._subjects:
+            self._subjects.popitem()[1].close()
 
     def claims(self, spec: Decides, case: Case) -> tuple[list[Example], list[Example]]:
         """The examples of one test: those that claim to bite, and the others. Raises Exceeded if one fails."""
         if spec.door == "operators":
             kernel = Kernel(case.checkpoint, self.plan.operators[case.checkpoint], self._yardstick)
-            runner = Noting(spec, kernel, None, kernel_words)
+            runner = Noting(spec, lambda number: kernel, kernel_words)
         else:
-            runner = Noting(spec, self.subject(case), None)
+            runner = Noting(spec, lambda number: self.subject(case))
         found = runner.search(self.plan.examples(case), self.plan.seed)
         if found is not None:
             raise found[1]

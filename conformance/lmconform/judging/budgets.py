@@ -50,6 +50,8 @@ KEPT_BYTES = 96_000_000
 """Of tables that a yardstick keeps."""
 FEWEST_KEPT = 6
 """Tables kept however large they are: as many as tests share sequences."""
+KEPT_BUDGETS = 128
+"""Budgets that a yardstick keeps: engines that are judged one after the other are asked the same."""
 
 Reading = Callable[[Array], Array]
 Rounded = Literal["scores", "logprobs"] | None
@@ -108,6 +110,7 @@ class Yardstick:
             self._ways = self._ways[::NOISE_RUNS]
         self._weights = {name: np.asarray(value, np.float64) for name, value in checkpoint.weights.items()}
         self._tables = Tables(self._compute)
+        self._budgets = lru_cache(maxsize=KEPT_BUDGETS)(self._budget)
         self.oracle = lru_cache(maxsize=8)(self._oracle)
         self.edited = lru_cache(maxsize=32)(self._edited)
 
@@ -147,9 +150,24 @@ class Yardstick:
         ``logprobs``: the format that rounds log-probabilities, whose errors are larger than those of logits near 0;
         None where the scores are logits.
         ``reading`` turns rows of scores into rows of what is compared; without it rows are centred, since scores are
-        defined up to a constant. ``sides`` is 2 for the difference of two results of the engine.
+        defined up to a constant. ``sides`` is 2 for the difference of two results of the engine. What is returned is
+        shared by all who ask the same, so that it cannot be written to.
         """
-        return judge(self.ways(places, columns, logprobs=logprobs), self.precision, reading=reading, sides=sides)
+        return self._budgets(tuple(places), None if columns is None else tuple(columns), logprobs, reading, sides)
+
+    def _budget(
+        self,
+        places: tuple[tuple[tuple[int, ...], int], ...],
+        columns: tuple[int, ...] | None,
+        logprobs: Rounded,
+        reading: Reading | None,
+        sides: int,
+    ) -> tuple[Array, Budget]:
+        rows = self.ways(places, columns, logprobs=logprobs)
+        wanted, found = judge(rows, self.precision, reading=reading, sides=sides)
+        for values in (wanted, found.rows, found.reading):
+            values.setflags(write=False)
+        return wanted, found
 
     def ways(
         self,

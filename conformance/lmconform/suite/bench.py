@@ -27,7 +27,7 @@ from lmconform.suite.plan import MAX_ROWS, Case, Plan
 from lmconform.suite.preflight import AdapterOff, in_context, preflight
 from lmconform.suite.stock import Stock
 from lmconform.suite.subject import MOST_LOGPROBS, Subject
-from lmconform.transport.client import Connection, EngineFault, RemoteModel
+from lmconform.transport.client import Connection, EngineFault
 
 LOADED = 6
 """Models kept loaded at a time. A test may ask a checkpoint and four edits of it in turn, and with room for fewer it
@@ -64,7 +64,8 @@ class Bench:
     """Judges tests against one engine. Raises MissingPackage if its checkpoints cannot be written here.
 
     Failures of the requirements in ``unshrunk`` are not made smaller: their verdicts are the same, for fewer calls.
-    Engines that are judged one after the other under one plan may share a ``stock``, which outlives the bench.
+    Engines that are judged one after the other under one plan may share a ``stock``, which outlives the bench. With
+    ``redraw_all`` the first of them also computes the oracles of the fresh draws that confirm a failure.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class Bench:
         database: Path | None = None,
         stock: Stock | None = None,
         unshrunk: Container[str] = (),
+        redraw_all: bool = False,
     ) -> None:
         if connection.description.format == "gguf":
             gguf_package()
@@ -83,12 +85,13 @@ class Bench:
         self._deadline = deadline
         self._database = database
         self._unshrunk = unshrunk
+        self._redraw_all = redraw_all
         self._lent = stock is not None
         self._stock = stock or Stock()
         self._shelf = self._stock.shelf(plan, connection.description.format)
         self._yardstick = self._stock.operators(plan)
         set_hypothesis_home_dir(self._shelf.folder / "hypothesis")  # nothing in the user's folder
-        self._models: OrderedDict[Case, RemoteModel] = OrderedDict()
+        self._subjects: OrderedDict[Case, Subject] = OrderedDict()
         self._fault: AdapterOff | EngineFault | NotOffered | Refused | None = None
         self._ready: set[str | None] = set()
         self._breakdowns = 0
@@ -136,7 +139,8 @@ class Bench:
         runner = self._runner(spec, case)
         runner.tally = tally
         shrink = spec.requirement not in self._unshrunk
-        found = runner.search(self.plan.examples(case), self.plan.seed, self._database, shrink)
+        alone = self.plan.telling_alone(case)
+        found = runner.search(self.plan.examples(case), self.plan.seed, self._database, shrink, telling_alone=alone)
         record.worst, record.suspicions = tally.worst, tally.suspicions
         record.questions, record.draws = tally.questions, tally.draws
         if found is not None:
@@ -153,11 +157,11 @@ class Bench:
             if case.checkpoint not in self.plan.operators:
                 raise NotOffered(f"an operator {case.checkpoint}")
             kernel = Kernel(case.checkpoint, self.plan.operators[case.checkpoint], self._yardstick)
-            return Runner(spec, kernel, None, kernel_words)
+            return Runner(spec, lambda number: kernel, kernel_words, redraw_all=self._redraw_all)
         subject = self.subject(case)
         if DOORS[spec.door] not in subject.doors:
             raise NotOffered(spec.door)
-        return Runner(spec, subject, self._redrawer(case) if subject.material.redrawable else None)
+        return Runner(spec, self._redrawer(case, subject.material), redraw_all=self._redraw_all)
 
     def _fail(self, record: Record, spec: Decides, case: Case, example: Example, exceeded: Exceeded) -> None:
         record.verdict, record.reason = Verdict.FAIL, str(exceeded)
@@ -181,8 +185,14 @@ class Bench:
         made = self._shelf.made(case.checkpoint)
         return {"kind": "operator", "name": case.checkpoint} if made is None else dict(made.material.checkpoint.recipe)
 
-    def _redrawer(self, case: Case) -> Any:
-        return lambda number: self.subject(Case(f"{case.checkpoint}#{number}", case.regime))
+    def _redrawer(self, case: Case, material: Material) -> Callable[[int], Subject]:
+        """Gives the case's checkpoint, or fresh draws of it if there are any."""
+
+        def drawn(number: int) -> Subject:
+            fresh = number and material.redrawable
+            return self.subject(Case(f"{case.checkpoint}#{number}", case.regime) if fresh else case)
+
+        return drawn
 
     def _preflight(self, regime: str | None) -> None:
         """Check the adapter once for each regime; remember what was wrong with it."""
@@ -217,34 +227,38 @@ class Bench:
                 in_context(subject, subject.doors)
 
     def _subject(self, case: Case) -> Subject:
-        material, yardstick, path = self._shelf.item(case.checkpoint, self.plan)
-        model = self._models.pop(case, None)
-        if model is None or model.closed:
-            self._make_room(_size(material))
-            needs = Needs(
-                max_tokens=case.max_tokens,
-                max_rows=MAX_ROWS,
-                top_n=min(material.checkpoint.vocab_size, MOST_LOGPROBS),
-                regime=case.regime,
-            )
-            model = self.connection.load(path, needs)
-        self._models[case] = model
-        if model.vocab_size != material.checkpoint.vocab_size:
+        subject = self._subjects.pop(case, None)
+        if subject is None or subject.closed:
+            subject = self._loaded(case)
+        self._subjects[case] = subject
+        if subject.reported_vocab_size != subject.vocab_size:
             raise AdapterOff(
-                f"the loaded model reports a vocabulary of {model.vocab_size} ids; its config.json says "
-                f"{material.checkpoint.vocab_size}. Report the width of the checkpoint and cut padded columns off."
+                f"the loaded model reports a vocabulary of {subject.reported_vocab_size} ids; its config.json says "
+                f"{subject.vocab_size}. Report the width of the checkpoint and cut padded columns off."
             )
+        return subject
+
+    def _loaded(self, case: Case) -> Subject:
+        material, yardstick, path = self._shelf.item(case.checkpoint, self.plan)
+        self._make_room(_size(material))
+        needs = Needs(
+            max_tokens=case.max_tokens,
+            max_rows=MAX_ROWS,
+            top_n=min(material.checkpoint.vocab_size, MOST_LOGPROBS),
+            regime=case.regime,
+        )
+        model = self.connection.load(path, needs)
         loaders = self._edited(case), self._with_room(case)
         return Subject(model, material, yardstick, case, *loaders, self.plan.profile.draws)
 
     def _make_room(self, size: int) -> None:
         """Close what was not asked for longest, until one more model of ``size`` weights may be loaded."""
-        while self._models and (len(self._models) >= LOADED or self._held() + size > WEIGHTS):
-            self._models.popitem(last=False)[1].close()
+        while self._subjects and (len(self._subjects) >= LOADED or self._held() + size > WEIGHTS):
+            self._subjects.popitem(last=False)[1].close()
 
     def _held(self) -> int:
         """Weights of the models that are loaded."""
-        return sum(_size(self._shelf.item(case.checkpoint, self.plan).material) for case in self._models)
+        return sum(_size(self._shelf.item(case.checkpoint, self.plan).material) for case in self._subjects)
 
     def _edited(self, case: Case) -> Callable[[str], Subject]:
         """Loads the case's checkpoint after an edit, in the same regime."""

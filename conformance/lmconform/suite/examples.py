@@ -6,9 +6,10 @@ answers differently every time cannot make a run flaky.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,13 +51,22 @@ class Runner:
     """Examples of one test on one subject. What exceeds is looked at twice, and only then made smaller."""
 
     def __init__(
-        self, spec: Decides, subject: Any, redrawn: Callable[[int], Any] | None, words: Words = model_words
+        self,
+        spec: Decides,
+        subject: Callable[[int], Any],
+        words: Words = model_words,
+        *,
+        redraw_all: bool = False,
     ) -> None:
+        """``subject`` gives what is judged for 0, and fresh draws of its weights for other numbers. It is asked for
+        each example: a model that was loaded may have made room for others. With ``redraw_all`` the draws that would
+        confirm a failure are also judged where none is suspected.
+        """
         self.tally = Tally()
         self._words = words
         self._spec = spec
         self._subject = subject
-        self._redrawn = redrawn
+        self._redraw_all = redraw_all
         self._remembered: dict[str, Exceeded | NotOffered | Refused | None] = {}
         self._first: tuple[Example, Exceeded] | None = None
         """The failure that was found; its fresh draws exceed too."""
@@ -65,12 +75,19 @@ class Runner:
         self._shrinks = 0
 
     def search(
-        self, count: int, run_seed: int, database: Path | None = None, shrink: bool = True
+        self,
+        count: int,
+        run_seed: int,
+        database: Path | None = None,
+        shrink: bool = True,
+        *,
+        telling_alone: bool = False,
     ) -> tuple[Example, Exceeded] | None:
         """Try ``count`` examples; return the smallest failing one, or None.
 
         ``database`` keeps failing examples for the next run; without it the seed alone says what is tried. Without
         ``shrink`` the first failing example is returned as it was found: whether there is one does not depend on it.
+        With ``telling_alone`` no example is drawn where some are telling: one fewer than ``count`` of these are tried.
         """
         count = self._spec.tries or count
         if self._spec.tries and not self._spec.structure:
@@ -82,7 +99,7 @@ class Runner:
             if exceeded is not None:
                 found = one, exceeded
                 break
-        if found is not None and not shrink:
+        if (found is not None and not shrink) or (first and telling_alone):
             return found
         return self._drawn(count - len(first), run_seed, database, shrink) or found
 
@@ -91,7 +108,7 @@ class Runner:
         structures = self._spec.structure
         if not structures or not all(isinstance(one, Telling) for one in structures.values()):
             return []
-        values = {name: one.values(self._subject) for name, one in structures.items() if isinstance(one, Telling)}
+        values = {name: one.values(self._subject(0)) for name, one in structures.items() if isinstance(one, Telling)}
         return [
             Example({name: some[number % len(some)] for name, some in values.items()}, run_seed % SEEDS)
             for number in range(max(map(len, values.values())))
@@ -99,7 +116,7 @@ class Runner:
 
     def _drawn(self, count: int, run_seed: int, database: Path | None, shrink: bool) -> tuple[Example, Exceeded] | None:
         """Examples that hypothesis draws, and makes smaller."""
-        strategies = {name: make(self._subject) for name, make in self._spec.structure.items()}
+        strategies = {name: make(self._subject(0)) for name, make in self._spec.structure.items()}
 
         @given(structure=st.fixed_dictionaries(strategies), token_seed=st.integers(0, SEEDS - 1))
         def example(structure: Structure, token_seed: int) -> None:
@@ -132,7 +149,7 @@ class Runner:
 
     def replay(self, example: Example) -> Exceeded | None:
         """Judge one example, with no second look."""
-        return self._outcome(self._subject, example, self.tally)
+        return self._outcome(self._subject(0), example, self.tally)
 
     def _judge(self, example: Example) -> None:
         """Raise the example's Exceeded, from this one line, whenever it is asked for."""
@@ -154,7 +171,7 @@ class Runner:
         """The outcome of an example; what the engine declines while a failure is made smaller is no outcome."""
         if self._failed is not None:
             with suppress(NotOffered, Refused):
-                return self._outcome(self._subject, example, self.tally)
+                return self._outcome(self._subject(0), example, self.tally)
             return None
         try:
             return self._looked_at(example)
@@ -163,7 +180,10 @@ class Runner:
 
     def _looked_at(self, example: Example) -> Exceeded | None:
         """The outcome of an example after a second look: a suspicion that is not confirmed is only counted."""
-        exceeded = self._outcome(self._subject, example, self.tally)
+        exceeded = self._outcome(self._subject(0), example, self.tally)
+        if self._redraw_all and example.structure:  # without one, draws are judged, which nothing confirms
+            for again in self._redraws(example):
+                again()
         if exceeded is None or self._confirmed(example, exceeded):
             return exceeded
         self.tally.suspicions += 1
@@ -187,12 +207,13 @@ class Runner:
         """Keep the structure, draw weights and tokens anew: a failure only if all of them exceed."""
         if exceeded.finding.excess >= CERTAIN:
             return True
+        return all(again() is not None for again in self._redraws(example))
+
+    def _redraws(self, example: Example) -> Iterator[Callable[[], Exceeded | None]]:
+        """What judges each fresh draw of an example."""
         for number in range(1, REDRAWS + 1):
-            subject = self._redrawn(number) if self._redrawn else self._subject
             again = Example(example.structure, (example.seed + number * 7919) % SEEDS)
-            if self._outcome(subject, again, Tally()) is None:
-                return False
-        return True
+            yield partial(self._outcome, self._subject(number), again, Tally())
 
     def _smallest(self) -> tuple[Example, Exceeded] | None:
         """The smallest failing example, or the first, if fresh draws do not confirm the smallest."""

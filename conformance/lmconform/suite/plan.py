@@ -77,13 +77,24 @@ class Profile:
     """Most draws of a stage in a test of the sampler; what so many cannot show, the profile does not look for."""
     few: int = 1
     """Random checkpoints of the tests that edit them."""
+    telling_alone: bool = False
+    """A test of a model that names telling examples tries the first of them, and draws none."""
 
 
 PROFILES = {
     profile.name: profile
     for profile in (
         Profile("quick", 5, 2, 3, False, 300, "at every save: three random checkpoints, the same examples each time"),
-        Profile("matrix", 2, 2, 1, False, 600, "for planted faults: one random checkpoint, as few examples as will do"),
+        Profile(
+            "matrix",
+            2,
+            2,
+            1,
+            False,
+            600,
+            "for planted faults: one random checkpoint, as few examples as will do",
+            telling_alone=True,
+        ),
         Profile(
             "standard",
             12,
@@ -154,6 +165,10 @@ class Plan:
         if case.checkpoint in (STOP_TAPE, SPLIT_TAPE) and case.regime is None:
             return max(count, TAPE_EXAMPLES)
         return count if self.given is None else min(count, GIVEN_EXAMPLES)
+
+    def telling_alone(self, case: Case) -> bool:
+        """Whether telling examples are tried alone on this case. Operators cost little, and differ in their sizes."""
+        return self.profile.telling_alone and case.checkpoint not in self.operators
 
     @cached_property
     def spread(self) -> str | None:

@@ -128,6 +128,20 @@ class Subject:
         self.vocab_size = material.checkpoint.vocab_size
 
     @property
+    def reported_vocab_size(self) -> int:
+        """Ids that the engine says there are."""
+        return self._remote.vocab_size
+
+    @property
+    def closed(self) -> bool:
+        """Whether the model was closed; one that a dead engine lost is loaded again when it is next asked."""
+        return self._remote.closed
+
+    def close(self) -> None:
+        """Let the engine release the model."""
+        self._remote.close()
+
+    @property
     def doors(self) -> tuple[str, ...]:
         """Methods that the engine's model offers."""
         return self._remote.offers
