@@ -229,16 +229,6 @@ def test_a_model_that_made_room_for_fresh_draws_is_loaded_again() -> None:
     assert example.structure == {"n": 3}, "it was made smaller after its fresh draws"
 
 
-@pytest.mark.parametrize("redraw_all", [False, True])
-def test_the_oracles_of_fresh_draws_may_be_computed_beforehand(redraw_all) -> None:
-    asked = []
-    spec = Decides("CM-1", "", "score", (), False, lambda *_, n: None, {"n": lambda _: st.integers(0, 99)})
-    under = Runner(spec, lambda number: asked.append(number) or FakeSubject(), redraw_all=redraw_all)
-    assert under.search(1, 1) is None
-    assert set(asked) == ({0, *range(1, REDRAWS + 1)} if redraw_all else {0})
-    assert under.tally.examples == 1, "they are no examples of this run"
-
-
 def test_an_error_far_beyond_noise_needs_no_redraw() -> None:
     def body(model, expect, draw, n):
         raise exceeded(CERTAIN)

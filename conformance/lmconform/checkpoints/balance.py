@@ -79,7 +79,7 @@ TELLING = {
 faults of other kinds may move it."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Balance:
     """The balance: how to load it, and how to read it."""
 

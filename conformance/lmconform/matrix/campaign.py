@@ -137,7 +137,6 @@ class Campaign:
                 stock=stock,
                 wanted=lambda spec: not wanted or spec.requirement in wanted,
                 regimes=None if right else regimes,
-                redraw_all=not self.by_primary,
             )
             if bad := [one for one in found.records if one["verdict"] in (Verdict.FAIL, Verdict.ERROR)]:
                 raise Untrustworthy(

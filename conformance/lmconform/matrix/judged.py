@@ -58,21 +58,18 @@ def judge(
     first: Callable[[Turn], float] = lambda turn: 0.0,
     regimes: Container[str | None] | None = None,
     once: Callable[[Decides], Hashable] = lambda spec: object(),
-    redraw_all: bool = False,
 ) -> Judged:
     """Judge ``target`` by the tests that are ``wanted``, ending after a record that is the last.
 
     Those for which ``first`` gives the least come first; of equals, in the suite's order. Only these ``regimes`` are
     entered, None being the default one; without the argument, all. Of tests for which ``once`` gives the same none is
-    asked any more after one has failed. Failures are not made smaller. ``redraw_all`` is the bench's.
-
-    Raises StartError or an EngineFault if the engine cannot be asked at all.
+    asked any more after one has failed. Failures are not made smaller. Raises StartError or an EngineFault if the
+    engine cannot be asked at all.
     """
     started = time.monotonic()
     found = Judged(target, seed)
     connection = Connection.start(EngineSpec(target, options=options or {}, in_process=True))
-    plan, never = Plan(connection, profile, seed), LONGEST + started
-    bench = Bench(connection, plan, never, stock=stock, unshrunk=requirements(), redraw_all=redraw_all)
+    bench = Bench(connection, Plan(connection, profile, seed), LONGEST + started, stock=stock, unshrunk=requirements())
     failed = set[Hashable]()
     try:
         for spec, case in sorted(turns(bench.plan, wanted), key=first):

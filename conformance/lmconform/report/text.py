@@ -90,12 +90,12 @@ def _explain(console: Console, outcomes: list[Outcome]) -> None:
         errors = [Verdict.ERROR] if outcome.first(Verdict.ERROR) else []
         for verdict in dict.fromkeys([outcome.verdict, *errors]):
             if verdict not in (Verdict.PASS, Verdict.FAIL, Verdict.KNOWN, Verdict.UNEXPECTED):
-                told.setdefault((verdict, _reason(outcome, verdict)), []).append(outcome)
-    for (verdict, reason), some in told.items():
+                told.setdefault((verdict, reason(outcome, verdict)), []).append(outcome)
+    for (verdict, why), some in told.items():
         names = in_ranges([outcome.requirement.id for outcome in some])
         record = some[0].first(verdict) or {}
         where = f" (first in {record['test']}, {record['case']})" if record.get("test") else ""
-        console.print(Text.assemble(f"{names} ", (verdict, STYLE[verdict]), f": {reason}{where}"))
+        console.print(Text.assemble(f"{names} ", (verdict, STYLE[verdict]), f": {why}{where}"))
         if verdict is Verdict.ERROR and record.get("detail"):
             console.print(Text(str(record["detail"]).rstrip(), style="dim"))
 
@@ -118,7 +118,8 @@ def _known(console: Console, known: Known, outcomes: list[Outcome]) -> None:
         console.print(Text(f"Listed in {known.path} and not judged: {told}"))
 
 
-def _reason(outcome: Outcome, verdict: Verdict) -> str:
+def reason(outcome: Outcome, verdict: Verdict) -> str:
+    """Why it has this verdict, which is its own or that of one of its tests, and no pass."""
     record = outcome.first(verdict)
     if record is None:  # vacuous, which no single test is
         through = f", and none through {', '.join(outcome.silent)}" if outcome.bites and outcome.silent else ""

@@ -64,8 +64,7 @@ class Bench:
     """Judges tests against one engine. Raises MissingPackage if its checkpoints cannot be written here.
 
     Failures of the requirements in ``unshrunk`` are not made smaller: their verdicts are the same, for fewer calls.
-    Engines that are judged one after the other under one plan may share a ``stock``, which outlives the bench. With
-    ``redraw_all`` the first of them also computes the oracles of the fresh draws that confirm a failure.
+    Engines that are judged one after the other under one plan may share a ``stock``, which outlives the bench.
     """
 
     def __init__(
@@ -76,7 +75,6 @@ class Bench:
         database: Path | None = None,
         stock: Stock | None = None,
         unshrunk: Container[str] = (),
-        redraw_all: bool = False,
     ) -> None:
         if connection.description.format == "gguf":
             gguf_package()
@@ -85,7 +83,6 @@ class Bench:
         self._deadline = deadline
         self._database = database
         self._unshrunk = unshrunk
-        self._redraw_all = redraw_all
         self._lent = stock is not None
         self._stock = stock or Stock()
         self._shelf = self._stock.shelf(plan, connection.description.format)
@@ -157,11 +154,11 @@ class Bench:
             if case.checkpoint not in self.plan.operators:
                 raise NotOffered(f"an operator {case.checkpoint}")
             kernel = Kernel(case.checkpoint, self.plan.operators[case.checkpoint], self._yardstick)
-            return Runner(spec, lambda number: kernel, kernel_words, redraw_all=self._redraw_all)
+            return Runner(spec, lambda number: kernel, kernel_words)
         subject = self.subject(case)
         if DOORS[spec.door] not in subject.doors:
             raise NotOffered(spec.door)
-        return Runner(spec, self._redrawer(case, subject.material), redraw_all=self._redraw_all)
+        return Runner(spec, self._redrawer(case, subject.material))
 
     def _fail(self, record: Record, spec: Decides, case: Case, example: Example, exceeded: Exceeded) -> None:
         record.verdict, record.reason = Verdict.FAIL, str(exceeded)

@@ -6,10 +6,9 @@ answers differently every time cannot make a run flaky.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,18 +54,14 @@ class Runner:
         spec: Decides,
         subject: Callable[[int], Any],
         words: Words = model_words,
-        *,
-        redraw_all: bool = False,
     ) -> None:
         """``subject`` gives what is judged for 0, and fresh draws of its weights for other numbers. It is asked for
-        each example: a model that was loaded may have made room for others. With ``redraw_all`` the draws that would
-        confirm a failure are also judged where none is suspected.
+        each example: a model that was loaded may have made room for others.
         """
         self.tally = Tally()
         self._words = words
         self._spec = spec
         self._subject = subject
-        self._redraw_all = redraw_all
         self._remembered: dict[str, Exceeded | NotOffered | Refused | None] = {}
         self._first: tuple[Example, Exceeded] | None = None
         """The failure that was found; its fresh draws exceed too."""
@@ -181,9 +176,6 @@ class Runner:
     def _looked_at(self, example: Example) -> Exceeded | None:
         """The outcome of an example after a second look: a suspicion that is not confirmed is only counted."""
         exceeded = self._outcome(self._subject(0), example, self.tally)
-        if self._redraw_all and example.structure:  # without one, draws are judged, which nothing confirms
-            for again in self._redraws(example):
-                again()
         if exceeded is None or self._confirmed(example, exceeded):
             return exceeded
         self.tally.suspicions += 1
@@ -207,13 +199,11 @@ class Runner:
         """Keep the structure, draw weights and tokens anew: a failure only if all of them exceed."""
         if exceeded.finding.excess >= CERTAIN:
             return True
-        return all(again() is not None for again in self._redraws(example))
-
-    def _redraws(self, example: Example) -> Iterator[Callable[[], Exceeded | None]]:
-        """What judges each fresh draw of an example."""
         for number in range(1, REDRAWS + 1):
             again = Example(example.structure, (example.seed + number * 7919) % SEEDS)
-            yield partial(self._outcome, self._subject(number), again, Tally())
+            if self._outcome(self._subject(number), again, Tally()) is None:
+                return False
+        return True
 
     def _smallest(self) -> tuple[Example, Exceeded] | None:
         """The smallest failing example, or the first, if fresh draws do not confirm the smallest."""

@@ -32,6 +32,20 @@ class Meter(Protocol):
 
 
 @dataclass(frozen=True)
+class Quantity:
+    """A quantity as a reading of rows of scores. Two of one instrument are equal, so that their budget is kept."""
+
+    meter: Meter
+    name: str
+    tokens: tuple[int, ...]
+    """The token at each row."""
+
+    def __call__(self, rows: Array) -> Array:
+        """The numbers as a column, [m * names, 1]."""
+        return self.meter.read(self.name, rows, self.tokens).reshape(-1, 1)
+
+
+@dataclass(frozen=True)
 class Number:
     """One number that an instrument read."""
 
@@ -76,10 +90,7 @@ def measured(subject: Subject, scores: Scores, quantity: str) -> list[Number]:
     names, telling, slack = meter.names(quantity), meter.telling(quantity), meter.slack(quantity)
     at = tuple(tokens[position] for tokens, position in scores.places)
     where = f"prompts that repeat {' and '.join(f'id {token}' for token in dict.fromkeys(at))}"
-
-    def reading(rows: Array) -> Array:
-        return meter.read(quantity, rows, at).reshape(-1, 1)  # [m, names] -> [m * names, 1]
-
+    reading = Quantity(meter, quantity, at)
     wanted, budget = subject.yardstick.budget(scores.places, meter.columns, logprobs=scores.logprobs, reading=reading)
     got = reading(scores.values)
     return [
