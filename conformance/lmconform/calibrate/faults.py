@@ -8,12 +8,14 @@ What is known of faults that were not judged this time stays, so a new one is me
 
     lmconform faults NAME --report new
     python -m lmconform.calibrate.faults new
+
+A trigger rate is a fault's own, whatever the suite asks: one that is known is measured again with ``--rates`` alone.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -52,18 +54,18 @@ def measured(runs: Mapping[str, list[Judged]], rates: Mapping[str, float | None]
     }
 
 
-def main(directories: list[Path]) -> None:
-    """Write the file."""
+def main(directories: list[Path], again: bool) -> None:
+    """Write the file; measure the trigger rates that are not known, or all of them ``again``."""
     runs: dict[str, list[Judged]] = {}
     for entrant, judged, _ in read(directories):
         if judged.ended == "done":
             runs.setdefault(entrant.name, []).append(judged)
-    rates = {}
-    for name, share in measure(runs, jobs=2):
-        rates[name] = share
-        print(f"{name}: {'broke down' if share is None else f'{share:.1%} of random examples'}", flush=True)
     names = {fault.name for fault in FAULTS}
     kept = json.loads(MEASURED.read_text(encoding="utf-8"))["faults"] if MEASURED.exists() else {}
+    rates = {} if again else {name: given["rate"] for name, given in kept.items()}
+    for name, share in measure([name for name in runs if name not in rates], jobs=2):
+        rates[name] = share
+        print(f"{name}: {'broke down' if share is None else f'{share:.1%} of random examples'}", flush=True)
     found = {name: given for name, given in kept.items() if name in names} | measured(runs, rates)
     lines = [f"  {json.dumps(name)}: {json.dumps(given)}" for name, given in found.items()]
     MEASURED.write_text('{"faults": {\n' + ",\n".join(lines) + "\n}}\n", encoding="utf-8")
@@ -71,4 +73,8 @@ def main(directories: list[Path]) -> None:
 
 
 if __name__ == "__main__":
-    main([Path(name) for name in sys.argv[1:]])
+    arguments = argparse.ArgumentParser(prog="python -m lmconform.calibrate.faults", description="Write measured.json.")
+    arguments.add_argument("reports", nargs="+", type=Path, help="reports of `lmconform faults`")
+    arguments.add_argument("--rates", action="store_true", help="measure again all trigger rates, known ones too")
+    given = arguments.parse_args()
+    main(given.reports, given.rates)

@@ -127,7 +127,6 @@ class Campaign:
         wanted = {one.requirement for one in self.entrants} if self.by_primary else None
         formats = dict.fromkeys(one.options.get("dtype", "float32") for one in self.entrants)
         regimes = {None, *(one.regime for one in self.entrants)}
-        right = any(not one.requirement for one in self.entrants)
         for target, dtype in product(WARM, formats):
             found = judge(
                 target,
@@ -136,7 +135,7 @@ class Campaign:
                 options={"dtype": dtype},
                 stock=stock,
                 wanted=lambda spec: not wanted or spec.requirement in wanted,
-                regimes=None if right else regimes,
+                regimes=regimes,
             )
             if bad := [one for one in found.records if one["verdict"] in (Verdict.FAIL, Verdict.ERROR)]:
                 raise Untrustworthy(
