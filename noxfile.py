@@ -37,6 +37,13 @@ def faults(session: nox.Session) -> None:
 
 
 @nox.session
+def matrix(session: nox.Session) -> None:
+    """Judge every engine that installs here, each in an environment of its own, into one table. Hours."""
+    session.install(*PINNED, "-e", ".[gguf]")
+    session.run("lmconform", "matrix", *(session.posargs or ["--jobs", "2"]), env={"OMP_NUM_THREADS": "1"})
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     """Check style: the code, the pages' blocks as code, and the pages' format. Installs no torch."""
     session.install("ruff>=0.15", "markdown-it-py")

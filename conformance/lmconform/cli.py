@@ -13,6 +13,7 @@ from rich.markdown import Markdown
 from rich.table import Table
 
 from lmconform import __version__
+from lmconform.cli_matrix import matrix
 from lmconform.cli_model import model
 from lmconform.cli_power import faults, mutants
 from lmconform.cli_words import Command, Engine, InProcess, Option, ProfileName, Python, TimeLimit, stop
@@ -214,6 +215,7 @@ def new_adapter(path: Annotated[Path, typer.Argument(help="The file to write, su
     print(f"Wrote {path}. Fill it in, then run: lmconform check {path}:MyEngine")
 
 
+app.command()(matrix)
 app.command()(faults)
 app.command()(mutants)
 app.add_typer(model, name="model")
