@@ -23,6 +23,9 @@ def faults(
         bool,
         typer.Option("--by-primary", help="Ask only the requirement that each fault breaks: many seeds are cheap."),
     ] = False,
+    every_regime: Annotated[
+        bool, typer.Option("--every-regime", help="Enter every regime of an engine that is right, not one alone.")
+    ] = False,
     profile: Annotated[ProfileName, typer.Option(help="How much to do with each.")] = ProfileName.MATRIX,
     seed: Annotated[int, typer.Option(help="The first seed.", min=0)] = 0,
     seeds: Annotated[int, typer.Option(help="How many seeds.", min=1)] = 1,
@@ -43,7 +46,7 @@ def faults(
         if listed:
             listing(names, over.value)
             return
-        wish = Wish(names, profile.value, seed, seeds, jobs, report, by_primary, over.value, reads or [])
+        wish = Wish(names, profile.value, seed, seeds, jobs, report, by_primary, every_regime, over.value, reads or [])
         raise typer.Exit(run(wish))
     except CannotJudge as error:
         stop(str(error))

@@ -44,6 +44,7 @@ class Wish:
     jobs: int
     report: Path
     by_primary: bool
+    every_regime: bool
     over: str
     """Where the faults are planted; or ``nothing``, for engines that are right."""
     reports: Sequence[Path]
@@ -95,7 +96,8 @@ def _console() -> Console:
 def _judged(wish: Wish, console: Console) -> list[Run]:
     entrants = chosen(wish.wanted, wish.over)
     seeds = range(wish.seed, wish.seed + wish.seeds)
-    campaign = Campaign(entrants, PROFILES[wish.profile], seeds, wish.jobs, wish.report, wish.by_primary)
+    profile = PROFILES[wish.profile]
+    campaign = Campaign(entrants, profile, seeds, wish.jobs, wish.report, wish.by_primary, wish.every_regime)
     runs: list[Run] = []
     quiet, started = 0, time.monotonic()
     with Line(console) as line:
