@@ -32,7 +32,6 @@ from lmconform.adapter import (
     Request,
     Session,
 )
-from lmconform.engines._transformers_continuous import generate_continuously
 from lmconform.engines._transformers_generate import generate, padded
 from lmconform.engines.common import check_tokens, choose, whole_number
 from lmconform.engines.tensors import numbers, torch_device
@@ -126,7 +125,7 @@ class Transformers(Engine):
     def accepts(self, config: Mapping[str, Any]) -> str | None:
         """Return why transformers refuses this config.json, found by building the model without its weights."""
         try:
-            _build(config, self.settings)
+            build(config, self.settings)
         except Refused as reason:
             return str(reason)
         return None
@@ -159,15 +158,15 @@ class Transformers(Engine):
             config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
         except (OSError, ValueError) as reason:
             raise Refused(f"{checkpoint} has no readable config.json: {reason}") from reason
-        _build(config, settings)
-        return TransformersModel(_weights(checkpoint, settings), _tokenizer(checkpoint), settings, needs)
+        build(config, settings)
+        return TransformersModel(load_weights(checkpoint, settings), load_tokenizer(checkpoint), settings, needs)
 
 
 class TransformersModel(Model):
     """A checkpoint that transformers has loaded."""
 
     def __init__(self, model: Any, tokenizer: Any, settings: Settings, needs: Needs) -> None:
-        self.eos_ids = _eos_ids(model.generation_config)
+        self.eos_ids = eos_ids(model.generation_config)
         # A blank one: what `generate` finds unset, it takes from here, and the checkpoint's own would leak in.
         model.generation_config = transformers.GenerationConfig()
         self.model, self.tokenizer, self.settings, self.needs = (
@@ -212,6 +211,9 @@ class TransformersModel(Model):
         for request in requests:
             check_tokens(request.prompt, self.vocab_size, held=request.max_new_tokens, limit=self.max_length)
         if self.settings.batching == "continuous":
+            # Older versions, which other runtimes still build on, have no such module.
+            from lmconform.engines._transformers_continuous import generate_continuously
+
             return generate_continuously(self, requests)
         return generate(self, requests)
 
@@ -280,7 +282,7 @@ class TransformersSession(Session):
             raise Refused("The session is closed.")
 
 
-def _build(config: Mapping[str, Any], settings: Settings) -> None:
+def build(config: Mapping[str, Any], settings: Settings) -> None:
     """Build the model of this config.json without memory for its weights, or raise Refused."""
     kind = str(config.get("model_type"))
     if kind not in transformers.CONFIG_MAPPING:
@@ -299,7 +301,7 @@ def _build(config: Mapping[str, Any], settings: Settings) -> None:
         raise Refused(f"num_attention_heads {queries} is not a multiple of num_key_value_heads {keys}.")
 
 
-def _weights(checkpoint: Path, settings: Settings) -> Any:
+def load_weights(checkpoint: Path, settings: Settings) -> Any:
     """Load the weights. transformers draws missing tensors at random and drops extra ones; both are refused here."""
     try:
         # What comes back with output_loading_info is a pair, which the library's annotations do not say.
@@ -322,7 +324,7 @@ def _weights(checkpoint: Path, settings: Settings) -> Any:
     return model.to(settings.device)
 
 
-def _tokenizer(checkpoint: Path) -> Any:
+def load_tokenizer(checkpoint: Path) -> Any:
     """Return the checkpoint's tokenizer, or None if it has no tokenizer.json."""
     if not (checkpoint / "tokenizer.json").is_file():
         return None
@@ -339,7 +341,7 @@ def _max_length(config: Any) -> int | None:
     return getattr(config, "max_position_embeddings", None)
 
 
-def _eos_ids(config: transformers.GenerationConfig) -> tuple[int, ...]:
+def eos_ids(config: transformers.GenerationConfig) -> tuple[int, ...]:
     """Return the EOS ids that transformers would stop at; it takes config.json's where there is no other file."""
     found = config.eos_token_id
     return () if found is None else tuple(found) if isinstance(found, list) else (found,)
