@@ -1,8 +1,10 @@
 """The list of engines: what may stand in it, and the one that comes with lmconform."""
 
+from pathlib import Path
+
 import pytest
 
-from lmconform.engine_matrix.entries import OURS, Unusable, chosen, read
+from lmconform.engine_matrix.entries import OURS, Entry, Unusable, chosen, read
 from lmconform.engines import known
 from lmconform.report.known import Known
 
@@ -24,9 +26,22 @@ def test_files_and_folders_are_those_of_the_list(tmp_path) -> None:
     (entry,) = read(path).values()
     assert entry.requirements == [tmp_path / "server.txt"]
     assert entry.known == tmp_path / "known.toml"
-    assert entry.options == {"command": f"{{python}} {tmp_path}/serve.py", "servers": "2"}
-    assert entry.serves
-    assert entry.time_limit == 300
+    assert entry.options == {"command": "{python} {here}/serve.py", "servers": "2"}
+    assert entry.serves, "so that the adapter runs beside the suite"
+    command = f"command=/env/python {tmp_path}/serve.py"
+    given = ["openai-http", "--time-limit", "300.0", "--option", command, "--option", "servers=2", "--known"]
+    assert entry.arguments(Path("/env/python")) == [*given, str(tmp_path / "known.toml")]
+
+
+def test_an_adapter_is_hosted_in_its_environment_and_one_without_in_ours() -> None:
+    assert Entry("one", "mlx").arguments(Path("/env/python")) == [
+        "mlx",
+        "--time-limit",
+        "60.0",
+        "--python",
+        "/env/python",
+    ]
+    assert Entry("one", "mlx").arguments(None) == ["mlx", "--time-limit", "60.0"]
 
 
 @pytest.mark.parametrize(
@@ -65,7 +80,7 @@ def test_a_wrong_name_is_told_with_the_nearest() -> None:
 
 def test_the_list_that_comes_with_lmconform_names_each_engine_and_reasons() -> None:
     entries = read()
-    assert {entry.engine for entry in entries.values()} >= set(known()) - {"openai-http"}
+    assert {entry.engine for entry in entries.values()} == set(known())
     lists = {entry.known for entry in entries.values() if entry.known}
     assert lists == set((OURS.parent / "known").glob("*.toml"))
     for path in lists:

@@ -36,11 +36,22 @@ class Entry:
     """Its known failures, each with a reason."""
     time_limit: float = 60.0
     """Seconds for one call."""
+    folder: Path = OURS.parent
+    """That of the list."""
 
     @property
     def serves(self) -> bool:
         """Whether the environment is a server's, which an option starts, and the adapter runs in the suite's own."""
         return any(PYTHON in value for value in self.options.values())
+
+    def arguments(self, python: Path | None) -> list[str]:
+        """What ``lmconform check`` is given for it; ``python`` is the interpreter of its environment."""
+        found = [self.engine, "--time-limit", str(self.time_limit)]
+        for key, value in self.options.items():
+            found += ["--option", f"{key}={value.replace(PYTHON, str(python)).replace(HERE, str(self.folder))}"]
+        if python and not self.serves:
+            found += ["--python", str(python)]
+        return [*found, "--known", str(self.known)] if self.known else found
 
 
 def read(path: Path = OURS) -> dict[str, Entry]:
@@ -86,11 +97,12 @@ def _entry(path: Path, name: str, value: Any) -> Entry:
     return Entry(
         name,
         value["engine"],
-        {key: str(text).replace(HERE, str(path.parent.resolve())) for key, text in options.items()},
+        {key: str(text) for key, text in options.items()},
         [_file(path, name, file) for file in value.get("requirements", [])],
         [_file(path, name, file) for file in value.get("without_dependencies", [])],
         None if known is None else _file(path, name, known),
         float(limit),
+        path.parent.resolve(),
     )
 
 

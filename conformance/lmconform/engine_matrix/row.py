@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lmconform.engine_matrix.entries import PYTHON, Entry
+from lmconform.engine_matrix.entries import Entry
 from lmconform.judging.verdict import Verdict
 from lmconform.report.known import Entry as KnownFailure
 from lmconform.report.results import REPORT, Outcome, json_text
@@ -83,14 +83,16 @@ def judge(entry: Entry, python: Path | None, folder: Path, arguments: Sequence[s
     """Run ``lmconform check`` in a process of its own, its words in the folder, and return the row."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / REPORT).unlink(missing_ok=True)
-    command = [sys.executable, "-m", "lmconform", "check", entry.engine, "--report", str(folder), *arguments]
-    command += ["--time-limit", str(entry.time_limit)]
-    for key, value in entry.options.items():
-        command += ["--option", f"{key}={value.replace(PYTHON, str(python))}"]
-    if python and not entry.serves:
-        command += ["--python", str(python)]
-    if entry.known:
-        command += ["--known", str(entry.known)]
+    command = [
+        sys.executable,
+        "-m",
+        "lmconform",
+        "check",
+        *entry.arguments(python),
+        "--report",
+        str(folder),
+        *arguments,
+    ]
     with (folder / LOG).open("w", encoding="utf-8") as log:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
         try:
