@@ -19,7 +19,8 @@ from lmconform.checkpoints.random import random_checkpoint
 
 SHAPE = Shape(hidden_size=64, num_attention_heads=4, num_key_value_heads=2, head_dim=16, vocab_size=79)
 GARBAGE = 2.0**9  # the norm's gain of about 8 on top: keys and values of 4,096, which float16 holds
-OVERFLOW, NARROW_OVERFLOW = 2.0**127, 2.0**15  # 8 times as much is beyond float32 and bfloat16; beyond float16
+# 8 times as much is beyond float32 and bfloat16, or beyond float16; twice as much is not: a weight may be doubled.
+OVERFLOW, NARROW_OVERFLOW = 2.0**126, 2.0**14
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from refdecoder import GPT2, Cache, CausalLM, Decoder, Sampler
 
 class _Raised(CausalLM):
     def forward(self, tokens: Tensor, positions: Tensor, cache: Cache, last: bool = False) -> Tensor:
-        return super().forward(tokens, positions, cache, last) + 3.0
+        return super().forward(tokens, positions, cache, last) + 2.0**-10
 
 
 class _RaisedDecoder(_Raised, Decoder):
@@ -30,9 +30,9 @@ class _RaisedGPT2(_Raised, GPT2):
 
 
 class AddsToAllLogits(Rebuilt):
-    """All logits are greater by 3."""
+    """All logits are greater by 2^-10. A large constant would cost the digits of small logits, and is not equal."""
 
-    name = "equivalent: logits + 3"
+    name = "equivalent: logits + 2^-10"
     parts: ClassVar = {Decoder: _RaisedDecoder, GPT2: _RaisedGPT2}
 
 
