@@ -157,7 +157,7 @@ class ListsStopsTwice(Reference):
 
 
 EQUIVALENT: tuple[Legal, ...] = (
-    legal(AddsToAllLogits, "3 added to all logits: a row is defined up to a constant, and so is what is drawn"),
+    legal(AddsToAllLogits, "2^-10 added to all logits: a row is defined up to a constant, and so is what is drawn"),
     legal(PadsWithTheLastId, "padding of another id: padding is hidden, so what it holds is never read"),
     legal(DividesLogProbabilities, "the temperature on log-probabilities: they differ from logits by a constant a row"),
     legal(DividesByTheRootTwice, "the root of the temperature, twice: the product of both is the temperature"),
