@@ -1,7 +1,6 @@
 """``lmconform matrix``: rows of engines that conform, fail, do not start or do not install, in one table."""
 
 import json
-import signal
 from pathlib import Path
 
 import pytest
@@ -94,9 +93,13 @@ def test_single_engines_are_judged_again_into_the_same_table(wish) -> None:
     assert list(rows(wish)) == ["right", "absent"], "in the order of the list"
 
 
+def interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
 def test_an_interrupt_keeps_what_was_judged(wish, monkeypatch) -> None:
     command.run(Wish(["right"], wish.entries, wish.environments, wish.report, FEW))
-    monkeypatch.setattr(command, "interpreter", lambda *_: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr(command, "interpreter", interrupted)
     with pytest.raises(command.CannotJudge, match=r"Interrupted. .*matrix.md holds the engines that were judged"):
         command.run(wish)
     assert list(rows(wish)) == ["right"]

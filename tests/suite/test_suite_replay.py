@@ -25,7 +25,7 @@ def test_every_structure_is_read_back_as_it_was(engine, operators) -> None:
     for spec in decisions():
         if spec.structure and (spec.door == "operators") == operators:
             case = bench.plan.cases(spec.on, every_regime=False)[0]
-            subject = bench._runner(spec, case)._subject
+            subject = bench._runner(spec, case)._subject(0)
             strategies = {name: make(subject) for name, make in spec.structure.items()}
 
             @settings(

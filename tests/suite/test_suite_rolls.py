@@ -6,6 +6,7 @@ import pytest
 
 from lmconform.engines.reference import ReferenceModel
 from lmconform.judging.verdict import Verdict
+from lmconform.suite import rolls
 from lmconform.suite.bench import Bench, Record
 from lmconform.suite.modules import decisions
 from lmconform.suite.plan import Case
@@ -15,6 +16,14 @@ TESTS = {spec.body.__name__: spec for spec in decisions()}
 
 def judge(bench: Bench, test: str) -> Record:
     return bench.judge(TESTS[test], Case("dice"))
+
+
+@pytest.fixture(autouse=True)
+def forgotten():
+    """What was found out of a loaded model is kept with it, and the engine changes here while it is loaded."""
+    yield
+    for kept in (rolls._varies, rolls._check_scores):
+        kept.cache_clear()
 
 
 @pytest.fixture
