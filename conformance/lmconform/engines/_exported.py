@@ -18,7 +18,7 @@ import torch
 import transformers
 
 from lmconform.adapter import Array, Engine, Model, Needs, NotOffered, Refused, Session
-from lmconform.engines.common import check_tokens
+from lmconform.engines.common import check_tokens, choose
 from lmconform.engines.tensors import numbers
 from lmconform.engines.transformers import (
     Settings,
@@ -34,10 +34,14 @@ Past = tuple[tuple[torch.Tensor, torch.Tensor], ...]
 
 
 class Exporting(Engine):
-    """Exports each checkpoint when it is first loaded, and runs it from a folder of its own."""
+    """Exports each checkpoint when it is first loaded, and runs it from a folder of its own.
 
-    def __init__(self) -> None:
-        self.settings = Settings("float32", "eager", "dynamic", torch.device("cpu"))
+    ``attention`` (sdpa, eager) is the form in which transformers hands attention to the export.
+    """
+
+    def __init__(self, attention: str) -> None:
+        form = choose("attention", attention, ("sdpa", "eager"))
+        self.settings = Settings("float32", form, "dynamic", torch.device("cpu"))
         self._folder = tempfile.TemporaryDirectory(prefix="lmconform-exported-")
         self._exported: dict[tuple[str, int, str, bool], tuple[Path, tuple[int, ...]]] = {}
         transformers.utils.logging.set_verbosity_error()

@@ -30,7 +30,7 @@ class OnnxRuntime(Exporting, Engine):
     Options: ``empty_past`` (library, graph): optimum makes the empty past of a first pass with hidden_size / H_q where
     the graph has head_dim, and with H_q heads for families that it does not list. Checkpoints for which that is another
     shape than the graph's are refused; with ``graph`` the adapter tells it the shape, and the rest can be judged on
-    them. ``threads``. A value that is not legal raises ValueError.
+    them. ``attention`` (sdpa, eager), as it is exported. ``threads``. A value that is not legal raises ValueError.
     """
 
     name = "onnx-runtime"
@@ -40,8 +40,8 @@ class OnnxRuntime(Exporting, Engine):
     precision = Precision()
     choices = Transformers.choices
 
-    def __init__(self, empty_past: str = "library", threads: str = "1") -> None:
-        super().__init__()
+    def __init__(self, empty_past: str = "library", attention: str = "sdpa", threads: str = "1") -> None:
+        super().__init__(attention)
         self.empty_past = choose("empty_past", empty_past, ("library", "graph"))
         self.threads = whole_number("threads", threads)
 

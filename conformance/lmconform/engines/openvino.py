@@ -33,8 +33,8 @@ class OpenVINO(Exporting, Engine):
     """OpenVINO on CPU, through optimum.
 
     Options: ``precision`` (float32, bfloat16, float16), the format that the plugin is asked to compute in, where it
-    otherwise takes the fastest that the machine has; weights, cache and scores are float32. ``threads``. A value that
-    is not legal raises ValueError.
+    otherwise takes the fastest that the machine has; weights, cache and scores are float32. ``attention`` (sdpa,
+    eager), as it is exported. ``threads``. A value that is not legal raises ValueError.
     """
 
     name = "openvino"
@@ -43,8 +43,8 @@ class OpenVINO(Exporting, Engine):
     )
     choices = Transformers.choices
 
-    def __init__(self, precision: str = "float32", threads: str = "1") -> None:
-        super().__init__()
+    def __init__(self, precision: str = "float32", attention: str = "sdpa", threads: str = "1") -> None:
+        super().__init__(attention)
         self.hint = HINTS[choose("precision", precision, HINTS)]
         self.precision = PRECISIONS[precision]
         self.threads = whole_number("threads", threads)
