@@ -84,7 +84,8 @@ def _read(path: Path) -> dict[str, Entry]:
 
 def _row(entry: Entry, wish: Wish, console: Console) -> Row:
     try:
-        console.print(f"{entry.name}: its environment", markup=False)
+        if entry.requirements:
+            console.print(f"{entry.name}: its environment", markup=False)
         python = interpreter(entry, wish.environments)
     except NotInstalled as error:
         return Row.without(entry, NOT_INSTALLED, str(error))
