@@ -1,10 +1,12 @@
 """The checks and conversions that adapters share."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from lmconform.adapter import Refused
-from lmconform.engines.common import check_tokens, choose, top_logprobs, whole_number
+from lmconform.adapter import Needs, Refused
+from lmconform.engines.common import check_tokens, choose, read_config, regime_settings, top_logprobs, whole_number
 
 
 def test_choose_lists_the_legal_values() -> None:
@@ -52,3 +54,19 @@ def test_top_logprobs_agrees_with_a_full_sort() -> None:
         for n in range(13):
             best = sorted(range(12), key=lambda token, row=row: (-row[token], token))[:n]
             assert list(top_logprobs(row, n)) == best
+
+
+def test_a_regime_is_what_it_changes_and_another_is_refused() -> None:
+    regimes = {"small": {"batch": 2}}
+    assert regime_settings(regimes, Needs()) == {}
+    assert regime_settings(regimes, Needs(regime="small")) == {"batch": 2}
+    with pytest.raises(Refused, match="Regime 'large' is not known; it may be one of: small"):
+        regime_settings(regimes, Needs(regime="large"))
+
+
+@pytest.mark.parametrize("content", [None, b"{", b"\xff"])
+def test_a_config_that_cannot_be_read_is_refused(tmp_path: Path, content: bytes | None) -> None:
+    if content is not None:
+        (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(Refused, match=r"has no readable config\.json"):
+        read_config(tmp_path)

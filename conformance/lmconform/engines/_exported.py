@@ -18,7 +18,7 @@ import torch
 import transformers
 
 from lmconform.adapter import Array, Engine, Model, Needs, NotOffered, Refused, Session
-from lmconform.engines.common import check_tokens, choose
+from lmconform.engines.common import check_tokens, choose, read_config, regime_settings
 from lmconform.engines.tensors import numbers
 from lmconform.engines.transformers import (
     Settings,
@@ -68,17 +68,13 @@ class Exporting(Engine):
 
     def load(self, checkpoint: Path, needs: Needs) -> Model:
         """Export a Hugging Face directory, once, and load the graph. Refuses what transformers or optimum refuse."""
-        regime: Mapping[str, Any] = {}
-        if needs.regime is not None:
-            if needs.regime not in self.regimes():
-                raise Refused(f"Regime {needs.regime!r} is not known; it may be one of: {', '.join(self.regimes())}.")
-            regime = self.regimes()[needs.regime]
+        regime = regime_settings(self.regimes(), needs)
         checkpoint = Path(checkpoint)
+        config = read_config(checkpoint)
         try:
-            config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
             changed = (checkpoint / "model.safetensors").stat().st_mtime_ns
-        except (OSError, ValueError) as reason:
-            raise Refused(f"{checkpoint} has no readable config.json and model.safetensors: {reason}") from reason
+        except OSError as reason:
+            raise Refused(f"{checkpoint} has no model.safetensors: {reason}") from reason
         if (refusal := self.accepts(config)) is not None:
             raise Refused(refusal)
         stateful = bool(regime.get("stateful"))

@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import mlx.core as mx
 from mlx_lm.generate import (
@@ -35,6 +35,7 @@ from lmconform.engines.common import check_tokens, top_logprobs
 if TYPE_CHECKING:
     from lmconform.engines.mlx import MLXModel
 
+Reason = Literal["stop", "length"]
 DRAFT_TOKENS = 2
 PROMPTS = 64
 """Prompts whose caches are kept in the regime ``prefix-cache``."""
@@ -114,7 +115,7 @@ def _run(model: MLXModel, rows: list[_Row]) -> None:
     for row in rows:
         matcher = row.stops.matcher()
         for token, logprobs in _steps(model, row):
-            reason = "length" if len(row.tokens) + 1 == row.request.max_new_tokens else None
+            reason: Reason | None = "length" if len(row.tokens) + 1 == row.request.max_new_tokens else None
             row.take(token, logprobs, "stop" if matcher.advance(token) else reason)
             if row.reason is not None:
                 break
@@ -199,13 +200,13 @@ class _Row:
         self.cached = 0
         self.tokens: list[int] = []
         self.steps: list[dict[int, float]] = []
-        self.reason: str | None = None
+        self.reason: Reason | None = None
         self.text: list[str] = []
         if model.tokenizer is not None:
             self._words = model.tokenizer.detokenizer
             self._state = make_text_state_machine(model.tokenizer, list(request.stop_strings)).make_state()
 
-    def take(self, token: int, logprobs: mx.array, reason: str | None) -> None:
+    def take(self, token: int, logprobs: mx.array, reason: Reason | None) -> None:
         """Take the next token, its step's log-probabilities [V], and the reason if the row ends with it."""
         self.tokens.append(token)
         self.reason = reason
@@ -220,7 +221,7 @@ class _Row:
         spelled = self.model.tokenizer is not None and not self.request.stop_sequences
         return Completion(
             tokens=tuple(self.tokens),
-            finish_reason=self.reason or "unspecified",  # type: ignore[arg-type]
+            finish_reason=self.reason or "unspecified",
             text="".join(self.text) if spelled else None,
             logprobs=tuple(self.steps) if self.request.logprobs is not None else None,
             pieces=tuple((token,) for token in self.tokens) if self.request.stream else None,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import TypeVar
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 
-from lmconform.adapter import Array, Refused
+from lmconform.adapter import Array, Needs, Refused
 
 Name = TypeVar("Name", bound=str)
 
@@ -29,6 +31,24 @@ def whole_number(option: str, value: str, least: int = 1) -> int:
     if number < least:
         raise ValueError(f"Option {option}={value!s} is not legal; it must be a whole number of {least} or more.")
     return number
+
+
+def regime_settings(regimes: Mapping[str, Mapping[str, Any]], needs: Needs) -> Mapping[str, Any]:
+    """Return what the regime that is needed changes, nothing for the default one; refuse one that is not declared."""
+    if needs.regime is None:
+        return {}
+    if needs.regime not in regimes:
+        raise Refused(f"Regime {needs.regime!r} is not known; it may be one of: {', '.join(regimes)}.")
+    return regimes[needs.regime]
+
+
+def read_config(checkpoint: Path) -> dict[str, Any]:
+    """Return the config.json of a checkpoint directory; refuse one that cannot be read."""
+    try:
+        config: dict[str, Any] = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as reason:
+        raise Refused(f"{checkpoint} has no readable config.json: {reason}") from reason
+    return config
 
 
 def check_tokens(tokens: Sequence[int], vocab_size: int, *, held: int = 0, limit: int | None = None) -> list[int]:

@@ -32,7 +32,14 @@ from lmconform.adapter import (
     Refused,
     Request,
 )
-from lmconform.engines.common import check_tokens, choose, top_logprobs, whole_number
+from lmconform.engines.common import (
+    check_tokens,
+    choose,
+    read_config,
+    regime_settings,
+    top_logprobs,
+    whole_number,
+)
 
 UNSOUND = (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, SafetensorError)
 """What the converter, transformers and the loader raise for a checkpoint that they cannot take."""
@@ -127,17 +134,13 @@ class CTranslate2(Engine):
 
     def load(self, checkpoint: Path, needs: Needs) -> Model:
         """Convert a Hugging Face directory, once, and load it. Refuses what the converter or the library refuses."""
-        settings = self.settings
-        if needs.regime is not None:
-            if needs.regime not in self.regimes():
-                raise Refused(f"Regime {needs.regime!r} is not known; it may be one of: {', '.join(self.regimes())}.")
-            settings = replace(settings, **self.regimes()[needs.regime])
+        settings = replace(self.settings, **regime_settings(self.regimes(), needs))
         checkpoint = Path(checkpoint)
+        config = read_config(checkpoint)
         try:
-            config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
             changed = (checkpoint / "model.safetensors").stat().st_mtime_ns
-        except (OSError, ValueError) as reason:
-            raise Refused(f"{checkpoint} has no readable config.json and model.safetensors: {reason}") from reason
+        except OSError as reason:
+            raise Refused(f"{checkpoint} has no model.safetensors: {reason}") from reason
         if (refusal := self.accepts(config)) is not None:
             raise Refused(refusal)
         key = (str(checkpoint), changed, json.dumps(config, sort_keys=True))

@@ -29,7 +29,7 @@ from lmconform.adapter import (
 )
 from lmconform.engines._llama_cpp_library import Context, Run, Weights
 from lmconform.engines._llama_cpp_server import CompletionServer
-from lmconform.engines.common import check_tokens, choose, whole_number
+from lmconform.engines.common import check_tokens, choose, regime_settings, whole_number
 
 CACHE_TYPES: dict[DType, int] = {"float32": 0, "float16": 1, "q8_0": 8, "bfloat16": 30}
 """``ggml_type`` of cached keys and values."""
@@ -169,11 +169,7 @@ class LlamaCpp(Engine):
 
     def load(self, checkpoint: Path, needs: Needs) -> Model:
         """Load a GGUF file. Refuses what llama.cpp does not load, with the errors of its log."""
-        settings = self.settings
-        if needs.regime is not None:
-            if needs.regime not in self.regimes():
-                raise Refused(f"Regime {needs.regime!r} is not known; it may be one of: {', '.join(self.regimes())}.")
-            settings = replace(settings, **self.regimes()[needs.regime])
+        settings = replace(self.settings, **regime_settings(self.regimes(), needs))
         return LlamaModel(self, Path(checkpoint), settings, needs)
 
     def close(self) -> None:

@@ -8,7 +8,6 @@ that mlx-lm computes itself.
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,7 +34,7 @@ from lmconform.adapter import (
 )
 from lmconform.engines._mlx_arrays import DTYPES, numbers
 from lmconform.engines._mlx_generate import generate
-from lmconform.engines.common import check_tokens, choose
+from lmconform.engines.common import check_tokens, choose, read_config, regime_settings
 
 PREFILL_CHUNK, FEW_SLOTS = 4, 2
 UNSOUND = (OSError, ValueError, KeyError, TypeError, AssertionError, RuntimeError)
@@ -120,16 +119,9 @@ class MLX(Engine):
 
     def load(self, checkpoint: Path, needs: Needs) -> Model:
         """Load a Hugging Face directory. mlx-lm refuses missing, extra and misshapen tensors."""
-        settings, regimes = self.settings, self.regimes()
-        if needs.regime is not None:
-            if needs.regime not in regimes:
-                raise Refused(f"Regime {needs.regime!r} is not known; it may be one of: {', '.join(regimes)}.")
-            settings = replace(settings, **regimes[needs.regime])
+        settings = replace(self.settings, **regime_settings(self.regimes(), needs))
         checkpoint = Path(checkpoint)
-        try:
-            fields = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError) as reason:
-            raise Refused(f"{checkpoint} has no readable config.json: {reason}") from reason
+        fields = read_config(checkpoint)
         _build(fields, settings)
         network, config = self.read(checkpoint, {})
         draft = None

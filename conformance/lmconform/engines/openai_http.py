@@ -39,7 +39,7 @@ from lmconform.engines._openai_http_options import checked_url, listed, regime_n
 from lmconform.engines._openai_http_probe import Ground, Probe, fixed_ground, tape_checkpoint
 from lmconform.engines._openai_http_process import ServerProcess
 from lmconform.engines._openai_http_spelling import Spelling, splitting
-from lmconform.engines.common import check_tokens, choose, whole_number
+from lmconform.engines.common import check_tokens, choose, regime_settings, whole_number
 from lmconform.transport.spec import options_of
 
 READY = ("/health", MODELS)
@@ -136,8 +136,7 @@ class OpenAIHTTP(Engine):
 
     def load(self, checkpoint: Path, needs: Needs) -> Model:
         """Start a server with the checkpoint, or take the one that runs. Refused if it ends before it is ready."""
-        if needs.regime is not None and needs.regime not in self.regimes():
-            raise Refused(f"Regime {needs.regime!r} is not known; it may be one of: {', '.join(self.regimes())}.")
+        regime_settings(self.regimes(), needs)  # refuses one that is not declared
         if self.offer.score is not None:
             return ScoringModel(self, Path(checkpoint), needs)
         return HTTPModel(self, Path(checkpoint), needs)

@@ -30,7 +30,7 @@ from lmconform.adapter import (
     Request,
     Session,
 )
-from lmconform.engines.common import check_tokens, choose, whole_number
+from lmconform.engines.common import check_tokens, choose, regime_settings, whole_number
 from lmconform.engines.tensors import numbers, torch_device
 from refdecoder.cache import Cache, Side
 from refdecoder.checkpoint import DTYPES, load
@@ -106,11 +106,8 @@ class Reference(Engine):
 
     def load(self, checkpoint: Path, needs: Needs) -> Model:
         """Load a checkpoint directory; raise Refused if refdecoder refuses it, or for an unknown regime."""
-        regimes = self.regimes()
-        if needs.regime is not None and needs.regime not in regimes:
-            raise Refused(f"Regime {needs.regime!r} is not known; it may be one of: {', '.join(regimes)}.")
         settings: dict[str, Any] = {"attention": self.attention, "padding": "right", "chunk": None}
-        settings |= regimes[needs.regime] if needs.regime else {}
+        settings |= regime_settings(self.regimes(), needs)
 
         def build(config: refdecoder.Config) -> refdecoder.CausalLM:
             if isinstance(config, refdecoder.GPT2Config):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import gc
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,7 +32,7 @@ from lmconform.adapter import (
     Session,
 )
 from lmconform.engines._transformers_generate import generate, padded
-from lmconform.engines.common import check_tokens, choose, whole_number
+from lmconform.engines.common import check_tokens, choose, read_config, regime_settings, whole_number
 from lmconform.engines.tensors import numbers, torch_device
 
 DTYPES = {
@@ -148,16 +147,9 @@ class Transformers(Engine):
 
     def load(self, checkpoint: Path, needs: Needs) -> Model:
         """Load a Hugging Face directory. Refuses one with a missing, an extra or a misshapen tensor."""
-        settings = self.settings
-        if needs.regime is not None:
-            if needs.regime not in self.regimes():
-                raise Refused(f"Regime {needs.regime!r} is not known; it may be one of: {', '.join(self.regimes())}.")
-            settings = replace(settings, **self.regimes()[needs.regime])
+        settings = replace(self.settings, **regime_settings(self.regimes(), needs))
         checkpoint = Path(checkpoint)
-        try:
-            config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError) as reason:
-            raise Refused(f"{checkpoint} has no readable config.json: {reason}") from reason
+        config = read_config(checkpoint)
         build(config, settings)
         return TransformersModel(load_weights(checkpoint, settings), load_tokenizer(checkpoint), settings, needs)
 
