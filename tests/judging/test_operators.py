@@ -73,3 +73,18 @@ def test_a_difference_has_both_budgets() -> None:
     _, one = OperatorYardstick(precision("float32")).budget(whole, [CALLS["rms_norm"]])
     assert both(one, one).overall == pytest.approx(np.sqrt(2) * one.overall)
     np.testing.assert_allclose(both(one, one).rows, np.sqrt(2) * one.rows)
+
+
+@pytest.mark.parametrize("base", [10_000.0, 1_000_000.0])
+def test_turns_far_out_may_differ_by_the_rounding_of_their_angles(base) -> None:
+    """The oracle's own two results in float64, where its angles are rounded as an engine's are."""
+    yardstick = OperatorYardstick(precision("float64"))
+    for seed in range(10):
+        near = RopeCall(numbers(2, 8, 32, seed=seed), np.arange(8), base)
+        far = replace(near, positions=near.positions + 1000)
+        wanted, one = yardstick.budget(lambda out: out[:1] @ out[1:].swapaxes(1, 2), [near])
+        got, other = yardstick.budget(lambda out: out[:1] @ out[1:].swapaxes(1, 2), [far])
+        assert both(one, other).excess(got - wanted) < 0.5
+        bent = replace(near, positions=near.positions * (1 + 1e-11))
+        wrong, _ = yardstick.budget(lambda out: out[:1] @ out[1:].swapaxes(1, 2), [bent])
+        assert one.excess(wrong - wanted) > 2

@@ -7,7 +7,7 @@ and four noise runs for a declared precision; their errors set the budget (``bud
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from math import erf, pi, sqrt
 
@@ -39,10 +39,17 @@ _STORED = {
 }
 
 
+def unrounded(x: Array) -> Array:
+    """What rounds nothing: ``x`` is in the format already, or in a wider one that is wanted."""
+    return x
+
+
 def rounder(dtype: DType) -> Callable[[Array], Array]:
     """The function that rounds an array to ``dtype`` and returns it in the format it came in."""
-    if dtype in ("float64", "float32"):
-        return lambda x: x if dtype == "float64" else x.astype(np.float32).astype(x.dtype)
+    if dtype == "float64":
+        return unrounded
+    if dtype == "float32":
+        return lambda x: x if x.dtype == np.float32 else x.astype(np.float32).astype(x.dtype)
     if dtype == "tf32":
         return _round_tf32
     if dtype in ("q8_0", "int8"):
@@ -86,6 +93,16 @@ class Arithmetic:
     """Round between the steps of a softmax, and of a GELU by tanh."""
     weight_last: bool = False
     """A norm rounds before it multiplies by its weight."""
+    angle: Callable[[Array], Array] = unrounded
+    """Rounds the angles of RoPE, which are in float32 at least, whatever the compute format."""
+    exact: bool = False
+    """``working`` is the format that ``store`` rounds to, so that rounding more often changes nothing."""
+    runs: int = 1
+    """Simulated engines that differ by their noise alone; a decoder computes them side by side."""
+
+    def repeated(self, x: Array) -> Array:
+        """x [...] once a run, [runs, ...]."""
+        return np.broadcast_to(x, (self.runs, *x.shape))
 
     def matmul(self, a: Array, b: Array) -> Array:
         """a [..., n, k] times b [..., k, m], rounded once, or once a part."""
@@ -134,39 +151,46 @@ class Arithmetic:
 
 def variants(precision: Precision) -> list[Arithmetic]:
     """Eight naive variants in this precision, then the noise runs."""
-    exact = precision.compute == "float64"
-    store = rounder("float32" if precision.compute == "tf32" else precision.compute)
+    plain = Arithmetic(
+        working=np.float64 if precision.compute == "float64" else np.float32,
+        store=rounder("float32" if precision.compute == "tf32" else precision.compute),
+        operand=rounder(precision.compute),
+        cache=_narrower(precision.kv_cache, precision.compute),
+        scores=rounder(precision.scores),
+        logprobs=rounder(precision.logprobs),
+        exact=precision.compute in ("float64", "float32", "tf32"),
+    )
     naive = [
-        Arithmetic(
-            working=np.float64 if exact else np.float32,
-            store=store,
-            operand=rounder(precision.compute),
-            cache=_narrower(precision.kv_cache, precision.compute),
-            scores=rounder(precision.scores),
-            logprobs=rounder(precision.logprobs),
-            split=split,
-            narrow_softmax=narrow,
-            weight_last=last,
-        )
+        replace(plain, split=split, narrow_softmax=narrow, weight_last=last)
         for split, narrow, last in product((False, True), repeat=3)
     ]
-    return naive + [_noise(precision, run) for run in range(NOISE_RUNS)]
+    return naive + [noise(precision, run) for run in range(NOISE_RUNS)]
 
 
 def _narrower(cache: DType, compute: DType) -> Callable[[Array], Array]:
-    return rounder(cache) if UNIT_ROUNDOFF[cache] > UNIT_ROUNDOFF[compute] else rounder("float64")
+    return rounder(cache) if UNIT_ROUNDOFF[cache] > UNIT_ROUNDOFF[compute] else unrounded
 
 
-def _noise(precision: Precision, run: int) -> Arithmetic:
+def noise(precision: Precision, seed: int = 0, runs: int = 1) -> Arithmetic:
     """float64 arithmetic whose every rounding multiplies by 1 + u·U(-1, 1)."""
-    generator = np.random.default_rng(run)
+    generator = np.random.Generator(np.random.SFC64(seed))
 
     def jitter(dtype: DType) -> Callable[[Array], Array]:
-        unit = UNIT_ROUNDOFF[dtype]
-        return lambda x: x * (1 + unit * generator.uniform(-1, 1, x.shape))
+        width = np.float32(2 * UNIT_ROUNDOFF[dtype])
+
+        def rounded(x: Array) -> Array:
+            share = generator.random(x.shape, np.float32)  # in place from here on: most of a noise run is spent here
+            share -= np.float32(0.5)
+            share *= width
+            return x + x * share
+
+        return rounded
 
     store = jitter("float32" if precision.compute == "tf32" else precision.compute)
-    operand = jitter("tf32") if precision.compute == "tf32" else rounder("float64")
+    operand = jitter("tf32") if precision.compute == "tf32" else unrounded
     cache = _narrower(precision.kv_cache, precision.compute)
+    # Naive variants round angles in their own format. In float64 they round them as the oracle does, so that no error
+    # is seen, although an engine's two results at different positions differ by it.
+    angle = jitter("float64") if precision.compute == "float64" else unrounded
     scores, logprobs = jitter(precision.scores), jitter(precision.logprobs)
-    return Arithmetic(np.float64, store=store, operand=operand, cache=cache, scores=scores, logprobs=logprobs)
+    return Arithmetic(np.float64, store, operand, cache, scores, logprobs, angle=angle, runs=runs)

@@ -19,8 +19,8 @@ import numpy as np
 
 from lmconform.adapter import Array, Precision
 from lmconform.checkpoints.layout import Checkpoint
-from lmconform.judging.arithmetic import NAIVE_VARIANTS, NOISE_RUNS, UNIT_ROUNDOFF, variants
-from lmconform.judging.naive import decode
+from lmconform.judging.arithmetic import NAIVE_VARIANTS, NOISE_RUNS, UNIT_ROUNDOFF, noise, variants
+from lmconform.judging.naive import decode, told_apart
 from lmconform.spec.categorical_output import log_softmax
 from lmconform.spec.decoder import Config, decoder, read_config
 
@@ -105,9 +105,9 @@ class Yardstick:
     def __init__(self, checkpoint: Checkpoint, precision: Precision) -> None:
         self.checkpoint = checkpoint
         self.precision = precision
-        self._ways = variants(precision)
-        if sum(value.size for value in checkpoint.weights.values()) > LARGE:
-            self._ways = self._ways[::NOISE_RUNS]
+        every = NOISE_RUNS if sum(value.size for value in checkpoint.weights.values()) > LARGE else 1
+        naive = variants(precision)[:NAIVE_VARIANTS:every]
+        self._ways = [*map(told_apart, naive), noise(precision, runs=NOISE_RUNS // every)]
         self._weights = {name: np.asarray(value, np.float64) for name, value in checkpoint.weights.items()}
         self._tables = Tables(self._compute)
         self._budgets = lru_cache(maxsize=KEPT_BUDGETS)(self._budget)
@@ -133,8 +133,8 @@ class Yardstick:
 
     def _compute(self, tokens: tuple[int, ...]) -> Array:
         """Scores of the oracle and of every legal way, [1 + ways, T, V]."""
-        exact = self._oracle(tokens)
-        return np.array([exact, *(decode(self._config, self.checkpoint.weights, tokens, how) for how in self._ways)])
+        found = {how: decode(self._config, self.checkpoint.weights, tokens, how) for how in set(self._ways)}
+        return np.concatenate([self._oracle(tokens)[None], *(found[how] for how in self._ways)])
 
     def budget(
         self,
@@ -180,7 +180,11 @@ class Yardstick:
         rows = self._tables.rows([*places])  # [1 + ways, n, V]
         if logprobs:
             rows = log_softmax(rows)
-            rows[1:] = [getattr(how, logprobs)(row) for how, row in zip(self._ways, rows[1:], strict=True)]
+            first = 1
+            for how in self._ways:
+                own = slice(first, first + how.runs)
+                rows[own] = getattr(how, logprobs)(rows[own])
+                first = own.stop
         return rows if columns is None else rows[:, :, list(columns)]
 
 

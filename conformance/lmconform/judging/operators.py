@@ -154,7 +154,7 @@ class RopeCall:
         """Angles [T, D/2] in float32 at least."""
         if self.exact_angles:
             return np.asarray(angles(self.positions, inverse_frequencies(self.x.shape[-1], self.base)))
-        return self.positions.astype(how.working)[:, None] * self._frequencies(how)
+        return how.angle(self.positions.astype(how.working)[:, None] * self._frequencies(how))
 
     def _frequencies(self, how: Arithmetic) -> Array:
         """Frequencies [D/2]: the exact ones rounded, powers or exponentials in the format, or one from the other."""
