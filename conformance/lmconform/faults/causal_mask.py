@@ -148,6 +148,34 @@ class UsesTheFirstRowsMask(Reference):
     attention_class = _NeighboursMask
 
 
+class _MasksOfSixteen(Attention):
+    def visible(self, positions: Tensor, slots: Tensor) -> Tensor:
+        visible = super().visible(positions, slots)
+        if len(positions) >= 16:
+            visible[15:] = visible[:1]
+        return visible
+
+
+class MasksFifteenRowsAndNoMore(Reference):
+    """From 16 rows on, those beyond the fifteenth use the mask of the first."""
+
+    name = "fault: masks of fifteen rows"
+    attention_class = _MasksOfSixteen
+
+
+class _FiveRows(Attention):
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> Tensor:
+        heads = super().attend(q, k, v, visible)
+        return heads[[0, 1, 2, 3, 3]] if len(heads) == 5 else heads
+
+
+class RepeatsTheFourthOfFiveRows(Reference):
+    """In a batch of five, the last row gathers what the one before it does: a graph captured for four is replayed."""
+
+    name = "fault: four rows of five"
+    attention_class = _FiveRows
+
+
 class _PoisonedPadding(Attention):
     def forward(self, x: Tensor, positions: Tensor, cos: Tensor, sin: Tensor, cache: Cache) -> Tensor:
         out = super().forward(x, positions, cos, sin, cache)
@@ -297,6 +325,8 @@ FAULTS = (
     Fault(MasksWithMinus10000, "CM-6", "pytorch#103749", "mask.value"),
     Fault(PaddingReachesItsNeighbours, "CM-7", "pytorch#103749", "mask.batch"),
     Fault(UsesTheFirstRowsMask, "CM-8", "transformers#29109", "mask.batch"),
+    Fault(MasksFifteenRowsAndNoMore, "CM-8", "transformers#29109", "mask.batch"),
+    Fault(RepeatsTheFourthOfFiveRows, "CM-8", "vllm#41841", "mask.batch"),
     Fault(LoneTokenSeesNothing, "CM-9", "transformers#30437", "mask.past"),
     Fault(LeaksAtTheEdgeOfABlock, "CM-4", "flashinfer#348", "mask.future"),
     Fault(HidesTheFirstKeyOfABlock, "CM-3", "flashinfer#348", "mask.past"),

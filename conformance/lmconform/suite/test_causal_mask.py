@@ -9,6 +9,7 @@ import numpy as np
 from lmconform.spec.causal_mask import causal_visible
 from lmconform.suite.dsl import (
     FAMILIES,
+    FIRST_RANDOM,
     LOUD_SCOPE,
     RANDOM,
     SCOPE,
@@ -18,6 +19,7 @@ from lmconform.suite.dsl import (
     Expect,
     Mask,
     Subject,
+    Tokens,
     agreeing,
     chunks,
     contents,
@@ -31,6 +33,8 @@ from lmconform.suite.dsl import (
 )
 
 STEPS = 4
+SIZES = (*range(1, 10), 15, 16, 17)
+"""Rows of batches: few, and on both sides of the numbers at which kernels and padded graphs change."""
 
 
 def one_ahead(within: int | None = None) -> Mask:
@@ -296,6 +300,45 @@ def test_each_row_of_a_batch_chooses_as_alone(
     for together, prompt in zip(model.new_tokens(batch, STEPS), batch, strict=True):
         (alone,) = model.new_tokens([prompt], STEPS)
         expect.tokens(prompt=prompt, got=together, wanted=alone, what="greedy token of a row of a ragged batch")
+
+
+def of_any_size(draw: Draw) -> list[list[Tokens]]:
+    """Batches of 1 to 9 and of 15 to 17 rows, of three different lengths in turn, so that padding is everywhere."""
+    three = [draw.tokens(length, stream=length) for length in (5, 2, 9)]
+    return [[three[row % len(three)] for row in range(size)] for size in SIZES]
+
+
+@decides("CM-8", "7dd4f9d1", door="score_batch", on=(FIRST_RANDOM,), every_regime=True, tries=1)
+def test_each_row_of_a_batch_of_any_size_scores_as_alone(model: Subject, expect: Expect, draw: Draw) -> None:
+    batches = of_any_size(draw)
+    alone = {tokens: model.score(tokens) for tokens in batches[-1]}
+    for batch in batches:
+        expect.bites(len(batch) > 1)
+        for row, (tokens, scores) in enumerate(zip(batch, model.score_batch(batch), strict=True)):
+            expect.close(got=scores, wanted=alone[tokens], what=f"scores of row {row} of {len(batch)}")
+
+
+@decides("CM-8", "7dd4f9d1", door="generate", on=(FIRST_RANDOM,), every_regime=True, tries=1)
+def test_each_row_of_a_batch_of_any_size_continues_as_alone(model: Subject, expect: Expect, draw: Draw) -> None:
+    batches = of_any_size(draw)
+    alone = {prompt: model.continue_greedily([prompt], STEPS)[0] for prompt in batches[-1]}
+    for batch in batches:
+        expect.bites(len(batch) > 1)
+        for row, (prompt, got) in enumerate(zip(batch, model.continue_greedily(batch, STEPS), strict=True)):
+            same = agreeing(got, alone[prompt])
+            what = f"log-probabilities of row {row} of {len(batch)}"
+            expect.close(got=got[same], wanted=alone[prompt][same], what=what)
+
+
+@decides("CM-8", "7dd4f9d1", door="generate", on=(FIRST_RANDOM,), every_regime=True, tries=1)
+def test_each_row_of_a_batch_of_any_size_chooses_as_alone(model: Subject, expect: Expect, draw: Draw) -> None:
+    batches = of_any_size(draw)
+    alone = {prompt: model.new_tokens([prompt], STEPS)[0] for prompt in batches[-1]}
+    for batch in batches:
+        expect.bites(len(batch) > 1)
+        for row, (prompt, got) in enumerate(zip(batch, model.new_tokens(batch, STEPS), strict=True)):
+            what = f"greedy token of row {row} of {len(batch)}"
+            expect.tokens(prompt=prompt, got=got, wanted=alone[prompt], what=what)
 
 
 # CM-9: one token sees itself alone.
