@@ -1,17 +1,26 @@
 """The turn scope: what it reads is what RoPE does, and what it does not read leaves the reading alone."""
 
+from dataclasses import replace
+
 import ml_dtypes
 import numpy as np
 import pytest
 
 from lmconform.adapter import Precision
 from lmconform.checkpoints import rope_edits
+from lmconform.checkpoints.attention_scope import SHAPE
 from lmconform.checkpoints.layout import Shape
 from lmconform.checkpoints.turn_scope import LLAMA3, TurnScope, turn_scope
 from lmconform.judging.budgets import Yardstick
 from lmconform.spec.rope import rope_frequencies
 
-MADE = {"plain": lambda: turn_scope("plain"), "llama3": lambda: turn_scope("llama3", LLAMA3)}
+WIDE = replace(SHAPE, head_dim=32)
+MADE = {
+    "plain": lambda: turn_scope("plain"),
+    "llama3": lambda: turn_scope("llama3", LLAMA3),
+    "wide": lambda: turn_scope("wide", None, WIDE),
+    "wide llama3": lambda: turn_scope("wide llama3", LLAMA3, WIDE),
+}
 
 
 def scores(scope: TurnScope, tokens: tuple[int, ...], checkpoint=None) -> np.ndarray:
@@ -33,8 +42,9 @@ def test_the_turn_is_the_sine_of_distance_times_frequency(make, length) -> None:
     tokens = scope.spread(length)
     back = length - 1 - np.array([tokens.index(token) for token in range(scope.content - 1)])
     config = scope.checkpoint.config
-    f = rope_frequencies(config["head_dim"], config["rope_parameters"])
-    wanted = -np.array(scope.amplitudes[: len(f)])[:, None] * np.sin(back * f[:, None])  # [D/2, content - 1]
+    step = config["head_dim"] // config["num_attention_heads"]
+    f = rope_frequencies(config["head_dim"], config["rope_parameters"])[::step]  # of the pairs that are read
+    wanted = -np.array(scope.amplitudes[: len(f)])[:, None] * np.sin(back * f[:, None])  # [H_q/2, content - 1]
     assert np.allclose(scope.turn(scores(scope, tokens)[-1:])[0, 0], wanted, rtol=1e-3, atol=1e-4)
 
 
@@ -79,6 +89,7 @@ def test_content_is_spread_from_the_first_position_to_the_last(length) -> None:
     assert spared == list(range(scope.content - 4))
 
 
-def test_a_head_for_each_entry_is_asked_for() -> None:
-    with pytest.raises(ValueError, match="needs H_q = D; got 4 and 16"):
-        turn_scope("small", shape=Shape())
+@pytest.mark.parametrize("heads", [3, 6])
+def test_pairs_are_read_in_even_steps(heads) -> None:
+    with pytest.raises(ValueError, match=f"an even H_q that divides D; got {heads} and 16"):
+        turn_scope("odd", shape=Shape(num_attention_heads=heads))

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from lmconform.adapter import NotOffered, Refused
+from lmconform.adapter import NotOffered, Precision, Refused
 from lmconform.checkpoints.random import SHAPES
 from lmconform.suite.dsl import LOUD_SCOPE, RANDOM, SCOPE, WINDOW_SCOPE, WINDOWED
-from lmconform.suite.instruments import LENGTHS, STOP_TAPE
+from lmconform.suite.instruments import INSTRUMENTS, LENGTHS, STOP_TAPE, WIDE, WIDE_INSTRUMENTS
 from lmconform.suite.plan import EDGES, FAMILIES, FEW_RANDOM, GIVEN, MAX_TOKENS, PROFILES, Case, Plan, given_material
 
 ALL = (RANDOM, FAMILIES, SCOPE, LOUD_SCOPE)
@@ -61,6 +61,21 @@ def test_shapes_that_the_engine_refuses_are_passed_over(bench, monkeypatch) -> N
     assert found.shapes == [shape for shape in SHAPES if shape.head_dim == 64]
     assert {case.checkpoint for case in found.cases([RANDOM], False)} == {"loud-0", "quiet-1", "loud-2"}
     assert found.material("loud-2").checkpoint.config["head_dim"] == 64
+
+
+@pytest.mark.parametrize(("least", "size"), [(8, 8), (16, 32), (32, 32), (64, 8)])
+def test_an_instrument_has_wider_heads_for_an_engine_that_takes_it_so_alone(bench, monkeypatch, least, size) -> None:
+    monkeypatch.setattr(bench.connection, "accepts", lambda config: "narrow" if config["head_dim"] < least else None)
+    for name in (SCOPE, LOUD_SCOPE):
+        assert plan(bench).material(name).checkpoint.config["head_dim"] == size
+
+
+def test_every_instrument_of_narrow_heads_has_a_wide_form() -> None:
+    """And no other has one: they say the same of an engine."""
+    made = {name: make(Precision()).checkpoint.config.get("head_dim", WIDE) for name, make in INSTRUMENTS.items()}
+    assert {name for name, size in made.items() if size < WIDE} == set(WIDE_INSTRUMENTS)
+    for name, make in WIDE_INSTRUMENTS.items():
+        assert make(Precision()).checkpoint.config["head_dim"] == WIDE, name
 
 
 def test_an_engine_that_refuses_every_shape_is_told_why_nothing_is_judged(bench, monkeypatch) -> None:

@@ -1,11 +1,11 @@
 """The turn scope: an attention scope whose weights are the curve that RoPE draws.
 
 Queries and keys come from the constant channel, so they are the same for every token, and all that tells one key from
-another is its distance. Every key has length 1 and phase 0 in each RoPE pair. Query head h looks at pair h mod D/2. In
-the first D/2 heads it is a quarter turn ahead of the key, in the others in phase with it, so that a key d tokens back
-scores
+another is its distance. Half as many RoPE pairs as there are query heads are read, in even steps: with H_q = D all of
+them. Every key has length 1 and phase 0 in each. Query head h looks at the h mod H_q/2-th of them. In the first H_q/2
+heads it is a quarter turn ahead of the key, in the others in phase with it, so that a key d tokens back scores
 
-    -a_h sin(d f)    in heads 0 .. D/2 - 1        a_h cos(d f)    in heads D/2 .. D - 1
+    -a_h sin(d f)    in heads 0 .. H_q/2 - 1        a_h cos(d f)    in heads H_q/2 .. H_q - 1
 
 before the softmax; f is the pair's frequency, a_h the head's amplitude. The first see the direction of the turn, and
 together the two see the angle itself. Heads of the first kind are louder the more slowly their pair turns, so that
@@ -75,7 +75,7 @@ class TurnScope(AttentionScope):
         return weights / weights.sum(axis=-1, keepdims=True)
 
     def turn(self, scores: Array) -> Array:
-        """In the first layer, what each pair's turn adds to a score: -a sin(d f), [n, 1, D/2, content - 1].
+        """In the first layer, what each pair's turn adds to a score: -a sin(d f), [n, 1, H_q/2, content - 1].
 
         Only on rows of the last content token that see all the others. The logarithms of their weights, less that of
         the own one, are (x, y) = r (-sin(d f), cos(d f) - 1) in the two heads of a pair, a circle through the origin
@@ -84,7 +84,7 @@ class TurnScope(AttentionScope):
         return self._turns(scores)[:, :1]
 
     def likeness(self, scores: Array) -> Array:
-        """How far within ``NEAR`` a pair's turn in a further layer is that in the first one, [n, L - 1, D/2, 1].
+        """How far within ``NEAR`` a pair's turn in a further layer is that in the first one, [n, L - 1, H_q/2, 1].
 
         Below 0 if the two are not near. Only on the rows that ``turn`` reads.
         """
@@ -104,7 +104,7 @@ class TurnScope(AttentionScope):
         return np.array(self.amplitudes[: self._pairs])[:, None] * x / self._radius(x, y)
 
     def _circles(self, scores: Array) -> tuple[Array, Array]:
-        """x and y of each pair and content token but the last, in every layer, [n, L, D/2, content - 1] each."""
+        """x and y of each pair and content token but the last, in every layer, [n, L, H_q/2, content - 1] each."""
         weights = self.read(scores)
         scored = np.log(weights[..., :-1] / weights[..., -1:]) / np.array(self.amplitudes)[:, None]
         x, y = np.split(scored, 2, axis=2)
@@ -145,29 +145,35 @@ class TurnScope(AttentionScope):
 
 
 def turn_scope(name: str, rope: Mapping[str, Any] | None = None, shape: Shape = SHAPE) -> TurnScope:
-    """The turn scope in ``shape``, which has D query heads; ``rope`` replaces its ``rope_parameters``."""
-    if shape.num_attention_heads != shape.head_dim:
-        raise ValueError(f"A turn scope needs H_q = D; got {shape.num_attention_heads} and {shape.head_dim}.")
-    pairs, content = shape.head_dim // 2, shape.head_dim - 1
-    loudness = _loudness(pairs, shape.rope_theta if rope is None else rope["rope_theta"])
-    circuit = plain(name, shape, content, {"kind": "turn_scope", "rope": dict(rope or {})})
+    """The turn scope in ``shape``; ``rope`` replaces its ``rope_parameters``.
+
+    With D query heads all pairs are read; with a k-th of them, every k-th pair.
+    """
+    heads, size = shape.num_attention_heads, shape.head_dim
+    if heads % 2 or size % heads:
+        raise ValueError(f"A turn scope needs an even H_q that divides D; got {heads} and {size}.")
+    shown, content = range(0, size // 2, size // heads), heads - 1
+    loudness = _loudness(len(shown), size, shape.rope_theta if rope is None else rope["rope_theta"])
+    recipe: dict[str, Any] = {"kind": "turn_scope", "rope": dict(rope or {})}
+    if shape != SHAPE:
+        recipe |= {"shape": vars(shape)}
+    circuit = plain(name, shape, content, recipe)
     for layer in circuit.layers:
-        for pair in range(pairs):  # its halves are the entries ``pair`` and ``pairs + pair``
+        for head, pair in enumerate(shown):  # its halves are the entries ``pair`` and ``D/2 + pair``
             layer.key(pair, circuit.held({CONST: 1}))
-            layer.query(pairs + pair, circuit.held({CONST: loudness[pair]}), head=pair)  # a quarter turn ahead
-            layer.query(pair, circuit.held({CONST: loudness[0]}), head=pairs + pair)
+            layer.query(size // 2 + pair, circuit.held({CONST: loudness[head]}), head=head)  # a quarter turn ahead
+            layer.query(pair, circuit.held({CONST: loudness[0]}), head=len(shown) + head)
     checkpoint = as_llama(circuit)
     if rope is not None:
         fields = {**checkpoint.config, "rope_theta": rope["rope_theta"], "rope_parameters": dict(rope)}
         checkpoint = replace(checkpoint, config=fields)
-    amplitudes = np.array([*loudness, *[loudness[0]] * pairs]) / np.sqrt(shape.head_dim)  # [H_q]
-    heads = shape.num_attention_heads
+    amplitudes = np.array([*loudness, *[loudness[0]] * len(shown)]) / np.sqrt(size)  # [H_q]
     return TurnScope(checkpoint, shape.num_hidden_layers, heads, content, amplitudes=tuple(amplitudes.tolist()))
 
 
-def _loudness(pairs: int, base: float) -> list[float]:
-    """Length of the query of each pair: the power of two nearest to what its slowness asks for."""
+def _loudness(pairs: int, size: int, base: float) -> list[float]:
+    """Length of the query of each pair that is read, D being ``size``: the power of two nearest to its slowness."""
     frequencies = base ** (-np.arange(pairs) / pairs)
     within = np.sin(np.minimum(frequencies * SPAN, np.pi / 2))  # most that a pair's sine reaches
-    wanted = LOUDNESS * np.sqrt(2 * pairs) / within
+    wanted = LOUDNESS * np.sqrt(size) / within
     return [float(one) for one in 2.0 ** np.round(np.log2(wanted))]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import cast
 
 from lmconform.adapter import Precision
+from lmconform.checkpoints.attention_scope import SHAPE as SCOPE_SHAPE
 from lmconform.checkpoints.attention_scope import attention_scope
 from lmconform.checkpoints.balance import HUGE, PLAIN, balance
 from lmconform.checkpoints.balance_gpt2 import gpt2_balance
@@ -15,9 +17,11 @@ from lmconform.checkpoints.dial_scope import dial_scope
 from lmconform.checkpoints.dice import dice
 from lmconform.checkpoints.dice_gpt2 import gpt2_dice
 from lmconform.checkpoints.ladder import ladder
-from lmconform.checkpoints.layout import Checkpoint
+from lmconform.checkpoints.layout import Checkpoint, Shape
 from lmconform.checkpoints.phi3 import as_phi3
+from lmconform.checkpoints.poison import SHAPE as POISON_SHAPE
 from lmconform.checkpoints.poison import poisoned
+from lmconform.checkpoints.probe import SHAPE as PROBE_SHAPE
 from lmconform.checkpoints.probe import Probe, probe
 from lmconform.checkpoints.probe_gpt2 import gpt2_probe
 from lmconform.checkpoints.scales import scales
@@ -46,6 +50,14 @@ PROBE_WINDOW = 16
 SHORT = (1, 2, 17)
 """For prompts that repeat one token, whose rows are all the same."""
 
+WIDE = 32
+"""Head dimension of the instruments for engines whose kernels take no less."""
+WIDE_SCOPE = replace(SCOPE_SHAPE, head_dim=WIDE)
+CONTENT = SCOPE_SHAPE.head_dim - 1
+"""Content tokens of a scope, wide or not."""
+WIDE_POISON = replace(POISON_SHAPE, head_dim=WIDE)
+WIDE_PROBE = replace(PROBE_SHAPE, head_dim=WIDE, hidden_size=2 * PROBE_SHAPE.hidden_size)
+
 LEVELS = 128
 """Thresholds of the instruments that are read from tokens alone: neighbours are 6 % apart."""
 
@@ -72,23 +84,23 @@ def around(window: int, *longer: int) -> tuple[int, ...]:
     return (window - 1, window, window + 1, 2 * window + 1, *longer)
 
 
-def _scope(precision: Precision) -> Material:
-    scope = attention_scope("quiet")
+def _scope(precision: Precision, shape: Shape = SCOPE_SHAPE) -> Material:
+    scope = attention_scope("quiet", shape=shape, content=CONTENT)
     return Material(scope.checkpoint, LENGTHS[0], scope)
 
 
-def _window_scope(precision: Precision) -> Material:
-    scope = attention_scope("quiet", window=WINDOW)
+def _window_scope(precision: Precision, shape: Shape = SCOPE_SHAPE) -> Material:
+    scope = attention_scope("quiet", shape=shape, content=CONTENT, window=WINDOW)
     return Material(scope.checkpoint, around(WINDOW, 33, 65), scope)
 
 
-def _loud_scope(precision: Precision) -> Material:
-    scope = attention_scope("loud", narrow=precision.compute == "float16")
+def _loud_scope(precision: Precision, shape: Shape = SCOPE_SHAPE) -> Material:
+    scope = attention_scope("loud", narrow=precision.compute == "float16", shape=shape, content=CONTENT)
     return Material(scope.checkpoint, LENGTHS[0], scope)
 
 
-def _poison(precision: Precision) -> Material:
-    poison = poisoned(narrow="float16" in (precision.weights, precision.compute))
+def _poison(precision: Precision, shape: Shape = POISON_SHAPE) -> Material:
+    poison = poisoned(narrow="float16" in (precision.weights, precision.compute), shape=shape)
     return Material(poison.checkpoint, LENGTHS[0], poison)
 
 
@@ -97,13 +109,13 @@ def _dial(precision: Precision) -> Material:
     return Material(dial.checkpoint, (1, 2, 16, 33, 65, 129), dial)
 
 
-def _turn_scope(precision: Precision) -> Material:
-    scope = turn_scope("turn-scope")
+def _turn_scope(precision: Precision, shape: Shape = SCOPE_SHAPE) -> Material:
+    scope = turn_scope("turn-scope", shape=shape)
     return Material(scope.checkpoint, LENGTHS[0], scope)
 
 
-def _stretched_turn_scope(precision: Precision) -> Material:
-    scope = turn_scope("stretched-turn-scope", LLAMA3)
+def _stretched_turn_scope(precision: Precision, shape: Shape = SCOPE_SHAPE) -> Material:
+    scope = turn_scope("stretched-turn-scope", LLAMA3, shape)
     return Material(scope.checkpoint, LENGTHS[0], scope)
 
 
@@ -122,13 +134,13 @@ def _ladder(precision: Precision) -> Material:
     return Material(made.checkpoint, SHORT, made)
 
 
-def _probe(precision: Precision) -> Material:
-    made = probe(narrow=precision.compute == "float16")
+def _probe(precision: Precision, shape: Shape = PROBE_SHAPE) -> Material:
+    made = probe(shape, narrow=precision.compute == "float16")
     return Material(made.checkpoint, LENGTHS[0], made)
 
 
-def _token_probe(precision: Precision) -> Material:
-    made = probe(narrow=precision.compute == "float16", levels=LEVELS)
+def _token_probe(precision: Precision, shape: Shape = PROBE_SHAPE) -> Material:
+    made = probe(shape, narrow=precision.compute == "float16", levels=LEVELS)
     return Material(made.checkpoint, LENGTHS[0], made)
 
 
@@ -162,12 +174,12 @@ def _exact_gpt2_balance(precision: Precision) -> Material:
     return Material(made.checkpoint, SHORT, made)
 
 
-def _phi3_probe(precision: Precision) -> Material:
-    return _as_phi3(_probe(precision), None)
+def _phi3_probe(precision: Precision, shape: Shape = PROBE_SHAPE) -> Material:
+    return _as_phi3(_probe(precision, shape), None)
 
 
-def _window_probe(precision: Precision) -> Material:
-    return _as_phi3(_probe(precision), PROBE_WINDOW)
+def _window_probe(precision: Precision, shape: Shape = PROBE_SHAPE) -> Material:
+    return _as_phi3(_probe(precision, shape), PROBE_WINDOW)
 
 
 def _as_phi3(material: Material, window: int | None) -> Material:
@@ -217,3 +229,17 @@ INSTRUMENTS: dict[str, Callable[[Precision], Material]] = {
     DICE: _dice,
 }
 """Each makes its checkpoint for an engine of this precision."""
+
+WIDE_INSTRUMENTS: dict[str, Callable[[Precision], Material]] = {
+    SCOPE: partial(_scope, shape=WIDE_SCOPE),
+    WINDOW_SCOPE: partial(_window_scope, shape=WIDE_SCOPE),
+    LOUD_SCOPE: partial(_loud_scope, shape=WIDE_SCOPE),
+    POISON: partial(_poison, shape=WIDE_POISON),
+    TURN_SCOPE: partial(_turn_scope, shape=WIDE_SCOPE),
+    STRETCHED_TURN_SCOPE: partial(_stretched_turn_scope, shape=WIDE_SCOPE),
+    PROBE: partial(_probe, shape=WIDE_PROBE),
+    TOKEN_PROBE: partial(_token_probe, shape=WIDE_PROBE),
+    PHI3_PROBE: partial(_phi3_probe, shape=WIDE_PROBE),
+    WINDOW_PROBE: partial(_window_probe, shape=WIDE_PROBE),
+}
+"""Those of a smaller head dimension at that of ``WIDE``: for engines that refuse the others."""

@@ -21,7 +21,15 @@ from lmconform.checkpoints.random import SHAPES, Volume, label, random_checkpoin
 from lmconform.checkpoints.random import TERSE as TERSE_SHAPE
 from lmconform.checkpoints.random import WINDOWED as WINDOWED_SHAPE
 from lmconform.spec.decoder import decoder, read_checkpoint
-from lmconform.suite.instruments import INSTRUMENTS, LENGTHS, SPLIT_TAPE, STOP_TAPE, Material, around
+from lmconform.suite.instruments import (
+    INSTRUMENTS,
+    LENGTHS,
+    SPLIT_TAPE,
+    STOP_TAPE,
+    WIDE_INSTRUMENTS,
+    Material,
+    around,
+)
 from lmconform.transport.client import Connection
 
 RANDOM, FEW_RANDOM, FIRST_RANDOM, FAMILIES = "random", "few-random", "first-random", "families"
@@ -241,7 +249,7 @@ class Plan:
         if name == GIVEN and self.given is not None:
             return self.given
         if name in INSTRUMENTS:
-            return self._taken(INSTRUMENTS[name](self.precision))
+            return self._taken(self._instrument(name))
         base, _, redraw = name.partition("#")
         if base in OTHERS:
             return self._other(OTHERS[base], int(redraw or 0))
@@ -254,6 +262,15 @@ class Plan:
         shape = self.shapes[index % len(self.shapes)]
         checkpoint = random_checkpoint(shape, "quiet" if volume == "quiet" else "loud", seed)
         return Material(checkpoint, LENGTHS[index % len(LENGTHS)])
+
+    def _instrument(self, name: str) -> Material:
+        """The instrument; where the engine refuses it and takes it with wider heads, that one."""
+        made = INSTRUMENTS[name](self.precision)
+        if name in WIDE_INSTRUMENTS and self._connection.accepts(made.checkpoint.config) is not None:
+            wide = WIDE_INSTRUMENTS[name](self.precision)
+            if self._connection.accepts(wide.checkpoint.config) is None:
+                return wide
+        return made
 
     def _other(self, shape: Shape, redraw: int) -> Material:
         """A random checkpoint of another family, or a terse one."""
