@@ -12,13 +12,17 @@ import pytest
 import torch
 import transformers
 
+import refdecoder
 from lmconform.adapter import Engine, Model, Needs, NotOffered, Precision, Refused, Request, Session, offered
 from lmconform.engines.reference import Reference, ReferenceModel, ReferenceSession
 from refdecoder import Attention
+from refdecoder.fast import StaticCache
 
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJK"  # of the fixture's tokenizer
+PATHS = ["plain", "fast"]
 PROMPT, OTHER = tuple(range(3, 20)), (5, 8, 13, 21, 34)
 REGIMES = [None, "left-padding", "chunked-prefill", "sdpa"]
+WAYS = [*(("plain", one) for one in REGIMES), *(("fast", one) for one in [*REGIMES[:3], "whole-cache"])]
 # Logits here have a standard deviation near 2; two orders of float32 operations differ by some 1e-6 of that.
 NEAR = {"rtol": 0, "atol": 5e-5}
 
@@ -40,11 +44,11 @@ def test_everything_is_offered() -> None:
 # --- scores -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("regime", REGIMES)
-def test_scores_are_those_of_transformers(llama: Path, regime: str | None) -> None:
+@pytest.mark.parametrize(("path", "regime"), WAYS)
+def test_scores_are_those_of_transformers(llama: Path, path: str, regime: str | None) -> None:
     theirs = transformers.LlamaForCausalLM.from_pretrained(llama).eval().requires_grad_(False)
     wanted = {ids: theirs(torch.tensor([ids])).logits[0].numpy() for ids in (PROMPT, OTHER, (2,))}
-    model = load(llama, regime)
+    model = load(llama, regime, path=path)
     assert (model.vocab_size, model.max_length) == (37, 64)
     got = model.score(list(PROMPT))
     assert got.dtype == np.float32
@@ -73,8 +77,31 @@ def test_regimes_are_entered(llama: Path) -> None:
         ("eager", [5, 5, 5, 2], 0),
         ("sdpa", [17], 0),
     ]
+    assert set(Reference(path="fast").regimes()) == {*REGIMES[1:3], "whole-cache"}
     with pytest.raises(Refused, match="'paged' is not known"):
         load(llama, "paged")
+
+
+def test_the_fast_path_is_entered(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scores and sessions come from fused modules, and generation from a generator that is kept for its rows."""
+    made: list[refdecoder.FastGenerator] = []
+    start = refdecoder.FastGenerator._start
+    monkeypatch.setattr(refdecoder.FastGenerator, "_start", lambda self, *rest: made.append(self) or start(self, *rest))
+    assert not isinstance(load(llama).open().cache, StaticCache)
+    load(llama).generate([Request(OTHER, 3)])
+    assert not made
+    for regime, whole in ((None, False), ("whole-cache", True)):
+        model = load(llama, regime, path="fast", max_tokens=20)
+        assert isinstance(model.open().cache, StaticCache)
+        for requests in ([Request(OTHER, 3)], [Request(OTHER, 4)] * 2, [Request(PROMPT, 2)], [Request(PROMPT, 40)]):
+            model.generate(requests)
+        assert [(one.rows, one.cache.capacity) for one in made] == [(1, 20), (2, 20), (1, 20), (1, 57)]
+        assert made[0] is made[2]
+        assert {one.whole for one in made} == {whole}
+        assert not any(one.compile for one in made)
+        made.clear()
+    model = Reference(path="fast", compile="yes").load(llama, Needs())
+    assert model._generator(model._rows(Request(OTHER, 3))).compile
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", "float16"])
@@ -93,7 +120,14 @@ def test_dtype_is_what_is_declared(llama: Path, dtype: Any) -> None:
 
 
 def test_bad_options_are_value_errors() -> None:
-    for option, value in (("dtype", "int8"), ("attention", "flash"), ("threads", "0"), ("device", "nonsense")):
+    for option, value in (
+        ("dtype", "int8"),
+        ("attention", "flash"),
+        ("threads", "0"),
+        ("device", "nonsense"),
+        ("path", "quick"),
+        ("compile", "yes"),
+    ):
         with pytest.raises(ValueError, match=f"Option {option}={value}"):
             Reference(**{option: value})
     before = torch.get_num_threads()
@@ -107,16 +141,17 @@ def test_bad_options_are_value_errors() -> None:
 # --- sessions ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("regime", REGIMES)
-def test_a_session_scores_as_one_pass(llama: Path, regime: str | None) -> None:
-    model = load(llama, regime)
+@pytest.mark.parametrize(("path", "regime"), WAYS)
+def test_a_session_scores_as_one_pass(llama: Path, path: str, regime: str | None) -> None:
+    model = load(llama, regime, path=path)
     session = model.open()
     got = np.concatenate([session.extend(PROMPT[:7]), session.extend(PROMPT[7:8]), session.extend(PROMPT[8:])])
     np.testing.assert_allclose(got, model.score(PROMPT), **NEAR)
 
 
-def test_fork_truncate_close(llama: Path) -> None:
-    model = load(llama)
+@pytest.mark.parametrize("path", PATHS)
+def test_fork_truncate_close(llama: Path, path: str) -> None:
+    model = load(llama, path=path)
     session = model.open()
     session.extend(PROMPT)
     fork = session.fork()
@@ -132,14 +167,15 @@ def test_fork_truncate_close(llama: Path) -> None:
         fork.truncate(24)
 
 
-def test_cache_bytes_are_allocated_once(llama: Path) -> None:
-    session = load(llama, max_tokens=24).open()
+@pytest.mark.parametrize("path", PATHS)
+def test_cache_bytes_are_allocated_once(llama: Path, path: str) -> None:
+    session = load(llama, max_tokens=24, path=path).open()
     # keys and values, 2 layers, 24 slots and a spare one, 2 KV heads of 8 dimensions, 4 bytes
     assert session.cache_bytes() == 2 * 2 * 25 * 2 * 8 * 4
     session.extend(PROMPT)
     assert session.cache_bytes() == 2 * 2 * 25 * 2 * 8 * 4
-    assert load(llama, dtype="bfloat16", max_tokens=24).open().cache_bytes() == 2 * 2 * 25 * 2 * 8 * 2
-    assert load(llama, max_tokens=1000).open().cache_bytes() == 2 * 2 * 65 * 2 * 8 * 4
+    assert load(llama, dtype="bfloat16", max_tokens=24, path=path).open().cache_bytes() == 2 * 2 * 25 * 2 * 8 * 2
+    assert load(llama, max_tokens=1000, path=path).open().cache_bytes() == 2 * 2 * 65 * 2 * 8 * 4
 
 
 # --- refusals ---------------------------------------------------------------------------------------------------------
@@ -164,8 +200,9 @@ def test_unusable_tokens_are_refused(llama: Path, tokens: tuple[int, ...], messa
                 call()
 
 
-def test_a_full_session_refuses_and_stays_usable(llama: Path) -> None:
-    model = load(llama, max_tokens=20)
+@pytest.mark.parametrize("path", PATHS)
+def test_a_full_session_refuses_and_stays_usable(llama: Path, path: str) -> None:
+    model = load(llama, max_tokens=20, path=path)
     session = model.open()
     session.extend(PROMPT)
     with pytest.raises(Refused, match="22 tokens; the limit is 20"):
@@ -224,9 +261,9 @@ def test_a_fault_of_the_model_is_not_a_refusal(llama: Path) -> None:
 # --- generation -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("regime", REGIMES)
-def test_greedy_continues_its_own_scores(llama: Path, regime: str | None) -> None:
-    model, alone = load(llama, regime), load(llama)
+@pytest.mark.parametrize(("path", "regime"), WAYS)
+def test_greedy_continues_its_own_scores(llama: Path, path: str, regime: str | None) -> None:
+    model, alone = load(llama, regime, path=path), load(llama)
     for prompt, done in zip(
         (PROMPT, OTHER), model.generate([Request(PROMPT, 12), Request(OTHER, 12, logprobs=4)]), strict=True
     ):
@@ -242,8 +279,9 @@ def test_greedy_continues_its_own_scores(llama: Path, regime: str | None) -> Non
                     assert value == pytest.approx(float(row[token]), abs=5e-5)
 
 
-def test_seeds_and_n(llama: Path) -> None:
-    model = load(llama)
+@pytest.mark.parametrize("path", PATHS)
+def test_seeds_and_n(llama: Path, path: str) -> None:
+    model = load(llama, path=path)
     request = Request(OTHER, 16, temperature=1.5, seed=3, n=3, top_k=30, top_p=0.99, min_p=0.001)
     first = model.generate([request, Request(OTHER, 16, temperature=1.5, seed=4, top_k=30, top_p=0.99, min_p=0.001)])
     assert len({one.tokens for one in first}) == 4
@@ -255,8 +293,9 @@ def test_seeds_and_n(llama: Path) -> None:
     assert cold[0] == cold[1]
 
 
-def test_stops_and_pieces(spelled: Path) -> None:
-    model = load(spelled)
+@pytest.mark.parametrize("path", PATHS)
+def test_stops_and_pieces(spelled: Path, path: str) -> None:
+    model = load(spelled, path=path)
     free = model.generate([Request(OTHER, 12)])[0].tokens
     text = "".join(LETTERS[token] for token in free)
     assert (free.index(free[3]), text.index(text[1:3]), text.index(text[2:5])) == (3, 1, 2)  # cases count on it
@@ -289,8 +328,9 @@ def test_stop_strings_need_a_tokenizer(llama: Path) -> None:
         load(llama).generate([Request(OTHER, 4, stop_strings=("a",))])
 
 
-def test_the_context_limit_stops(llama: Path) -> None:
-    done = load(llama).generate([Request((1,) * 60, 20), Request((1,) * 64, 20)])
+@pytest.mark.parametrize("path", PATHS)
+def test_the_context_limit_stops(llama: Path, path: str) -> None:
+    done = load(llama, path=path).generate([Request((1,) * 60, 20), Request((1,) * 64, 20)])
     assert [(len(one.tokens), one.finish_reason) for one in done] == [(4, "length"), (0, "length")]
     assert Reference().choices.long_continuation == "stops"
 

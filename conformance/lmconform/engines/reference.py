@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -50,7 +51,11 @@ def refusing() -> Iterator[None]:
 
 
 class Reference(Engine):
-    """refdecoder. Options: ``dtype``, ``device``, ``attention`` (eager or sdpa), ``threads``."""
+    """refdecoder. Options: ``dtype``, ``device``, ``attention`` (eager or sdpa), ``threads``, ``path``, ``compile``.
+
+    ``path=fast`` judges the fused modules, the static cache and the steps of ``refdecoder.fast``, which have an
+    attention of their own; ``compile=yes`` has torch compile these steps.
+    """
 
     name = "refdecoder"
     attention_class: type[refdecoder.Attention] = refdecoder.Attention
@@ -60,10 +65,20 @@ class Reference(Engine):
     session_class: type[ReferenceSession]
 
     def __init__(
-        self, dtype: str = "float32", device: str = "cpu", attention: str = "eager", threads: str | None = None
+        self,
+        dtype: str = "float32",
+        device: str = "cpu",
+        attention: str = "eager",
+        threads: str | None = None,
+        path: str = "plain",
+        compile: str = "no",
     ) -> None:
         """Raise ValueError if an option has a value that is not known or not available here."""
         number = cast(DType, choose("dtype", dtype, DTYPES))
+        self.fast = choose("path", path, ("plain", "fast")) == "fast"
+        self.compile = choose("compile", compile, ("no", "yes")) == "yes"
+        if self.compile and not self.fast:
+            raise ValueError("Option compile=yes is about the steps of the fast path; pass path=fast as well.")
         self.attention = choose("attention", attention, ATTENTION_FORMS)
         self.dtype, self.device = DTYPES[number], torch_device(device)
         if threads is not None:
@@ -96,28 +111,38 @@ class Reference(Engine):
         return None
 
     def regimes(self) -> Mapping[str, Mapping[str, Any]]:
-        """Return padding on the left (the default is the right), prefill in chunks, and the other form of attention."""
+        """Return padding on the left (the default is the right), prefill in chunks, and the other form of attention.
+
+        On the fast path the last is steps that read the whole cache, as on GPUs.
+        """
         (other,) = set(ATTENTION_FORMS) - {self.attention}
         return {
             "left-padding": {"padding": "left"},
             "chunked-prefill": {"chunk": CHUNK},
-            other: {"attention": other},
+            **({"whole-cache": {"whole": True}} if self.fast else {other: {"attention": other}}),
         }
 
     def load(self, checkpoint: Path, needs: Needs) -> Model:
         """Load a checkpoint directory; raise Refused if refdecoder refuses it, or for an unknown regime."""
-        settings: dict[str, Any] = {"attention": self.attention, "padding": "right", "chunk": None}
+        settings: dict[str, Any] = {"attention": self.attention, "padding": "right", "chunk": None, "whole": False}
         settings |= regime_settings(self.regimes(), needs)
+        with refusing():
+            decoder = self.decoder(checkpoint, settings["attention"])
+            text = Text(checkpoint) if (checkpoint / "tokenizer.json").exists() else None
+        if self.fast:
+            decoder = refdecoder.fused(decoder)
+        feeding = {key: settings[key] for key in ("padding", "chunk", "whole")}
+        return self.model_class(self, decoder, text, needs, **feeding)
+
+    def decoder(self, checkpoint: Path, attention: str) -> refdecoder.CausalLM:
+        """Return the model of a checkpoint directory; raise CheckpointError if refdecoder refuses it."""
 
         def build(config: refdecoder.Config) -> refdecoder.CausalLM:
             if isinstance(config, refdecoder.GPT2Config):
-                return self.build_gpt2(config, settings["attention"])
-            return self.build(config, settings["attention"])
+                return self.build_gpt2(config, attention)
+            return self.build(config, attention)
 
-        with refusing():
-            decoder = load(checkpoint, self.dtype, self.device, build)
-            text = Text(checkpoint) if (checkpoint / "tokenizer.json").exists() else None
-        return self.model_class(self, decoder, text, needs, padding=settings["padding"], chunk=settings["chunk"])
+        return load(checkpoint, self.dtype, self.device, build)
 
     def build(self, config: refdecoder.DecoderConfig, attention: str) -> refdecoder.Decoder:
         """Return the llama decoder that the weights of a llama or phi3 checkpoint are loaded into."""
@@ -142,9 +167,11 @@ class ReferenceModel(Model):
         *,
         padding: Side,
         chunk: int | None,
+        whole: bool,
     ) -> None:
         self.engine, self.decoder, self.text, self.needs = engine, decoder, text, needs
-        self.padding, self.chunk = padding, chunk
+        self.padding, self.chunk, self.whole = padding, chunk, whole
+        self.generators: dict[int, refdecoder.FastGenerator] = {}  # of the fast path, by their rows
         self.vocab_size = decoder.config.vocab_size
         self.max_length = decoder.config.max_position_embeddings
 
@@ -166,15 +193,24 @@ class ReferenceModel(Model):
             raise NotOffered("Stop strings need the checkpoint's tokenizer.json, and it has none.")
         with refusing(), torch.inference_mode():
             rows = [row for request in requests for row in self._rows(request)]
-            done = refdecoder.generate(
-                self.decoder,
-                rows,
-                decode=None if self.text is None else self.text.decode,
-                chunk=self.chunk,
-                padding=self.padding,
-            )
+            fast = self.engine.fast and rows
+            generate = self._generator(rows).generate if fast else partial(refdecoder.generate, self.decoder)
+            decode = None if self.text is None else self.text.decode
+            done = generate(rows, decode=decode, chunk=self.chunk, padding=self.padding)
         streams = [request.stream for request in requests for _ in range(request.n)]
         return [self._completion(one, piecewise) for one, piecewise in zip(done, streams, strict=True)]
+
+    def _generator(self, rows: Sequence[refdecoder.Request]) -> refdecoder.FastGenerator:
+        """Return what continues ``rows`` on the fast path; it is kept for other batches of as many rows."""
+        longest = max(len(row.prompt) + row.max_new_tokens for row in rows)
+        capacity = min(max(longest, self.needs.max_tokens), self.max_length)
+        found = self.generators.get(len(rows))
+        if found is None or found.cache.capacity < capacity:
+            found = refdecoder.FastGenerator(
+                self.decoder, len(rows), capacity, compile=self.engine.compile, whole=self.whole
+            )
+            self.generators[len(rows)] = found
+        return found
 
     def _score(self, sequences: Sequence[Sequence[int]], cache: Cache | None = None) -> list[Array]:
         if not sequences:
