@@ -43,8 +43,9 @@ class Cache:
         capacity: int,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
+        kv_heads: int | None = None,
     ) -> None:
-        """Allocate ``capacity`` slots for each of ``rows`` rows.
+        """Allocate ``capacity`` slots for each of ``rows`` rows, and all KV heads or only ``kv_heads`` of them.
 
         Raises:
             InputError: fewer than one row or slot, or more slots than the model has positions.
@@ -54,7 +55,8 @@ class Cache:
                 f"A cache of {rows} rows and {capacity} slots was asked for; it needs at least one row, and from 1 to "
                 f"{config.max_position_embeddings} slots (max_position_embeddings)."
             )
-        shape = (config.num_hidden_layers, rows, capacity + 1, config.num_key_value_heads, config.head_dim)
+        heads = config.num_key_value_heads if kv_heads is None else kv_heads
+        shape = (config.num_hidden_layers, rows, capacity + 1, heads, config.head_dim)
         self.capacity = capacity
         self.lengths = [0] * rows
         self.keys = torch.zeros(shape, dtype=dtype, device=device)

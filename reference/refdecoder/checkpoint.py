@@ -19,6 +19,7 @@ FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj
 """phi3's tensors, and the parameters whose rows they hold, one below the other."""
 USELESS = ("rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")
 """Endings of tensors that the first llama and gpt2 releases hold and that say nothing: frequencies, causal masks."""
+CPU = torch.device("cpu")
 DTYPES = {name: getattr(torch, name) for name in ("float64", "float32", "bfloat16", "float16")}
 
 
@@ -55,11 +56,12 @@ def load(
         embedding = model.embed_tokens.weight
         _drop_tied_head(files, next(name for name, (first, *_) in stored.items() if state[first] is embedding))
     _compare_names(set(stored), set(files))
+    place = torch.empty(0, device=device).device  # with its index: "cuda" is the current one of torch
     with ExitStack() as open_files:
-        shards = {path: open_files.enter_context(_opened(path)) for path in set(files.values())}
+        shards = {path: open_files.enter_context(_opened(path, place)) for path in set(files.values())}
         for name, parts in stored.items():
             rows = [len(state[part]) for part in parts]
-            tensor = _read(shards[files[name]], name, (sum(rows), *state[parts[0]].shape[1:]), dtype).to(device)
+            tensor = _read(shards[files[name]], name, (sum(rows), *state[parts[0]].shape[1:]), dtype)
             state |= dict(zip(parts, tensor.split(rows), strict=True))
     model.load_state_dict(state, strict=True, assign=True)
     return model.eval()
@@ -123,7 +125,7 @@ def _compare_names(wanted: set[str], found: set[str]) -> None:
 
 
 def _read(file: safe_open, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Return one tensor in ``dtype`` on the CPU; refuse it if its shape, its format or a number is not sound."""
+    """Return one tensor in ``dtype``, where the file puts it; refuse it if its shape, format or a number is unsound."""
     stored = tuple(file.get_slice(name).get_shape())
     if stored != shape:
         raise CheckpointError(f"Tensor {name} is {list(stored)}; config.json makes it {list(shape)}.")
@@ -137,9 +139,10 @@ def _read(file: safe_open, name: str, shape: tuple[int, ...], dtype: torch.dtype
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[safe_open]:
+def _opened(path: Path, device: torch.device = CPU) -> Iterator[safe_open]:
+    """Open a file, whose tensors will come straight to ``device``; raise CheckpointError for one that is not sound."""
     try:
-        with safe_open(path, framework="pt", device="cpu") as file:
+        with safe_open(path, framework="pt", device=str(device)) as file:
             yield file
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} cannot be read as safetensors: {error}.") from error

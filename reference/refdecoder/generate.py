@@ -6,7 +6,7 @@ row that has ended is padding from then on.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -119,18 +119,18 @@ def stream(
     Raises:
         InputError: a request that cannot be met; before the first event.
     """
-    rows = [_Row(model, index, request, decode) for index, request in enumerate(requests)]
+    rows = [Row(model, index, request, decode) for index, request in enumerate(requests)]
     rows = [row for row in rows if row.budget]
     if not rows:
         return
-    cache = model.new_cache(len(rows), max(len(row.request.prompt) + row.budget for row in rows))
-    logits = _prefill(model, cache, [row.request.prompt for row in rows], chunk, padding)  # [B, V]
+    cache = model.new_cache(len(rows), max(row.room for row in rows))
+    logits = prefill(model, cache, [row.request.prompt for row in rows], chunk, padding)  # [B, V]
     live = dict(enumerate(rows))
     while True:
         drawn = torch.stack([row.draw(logits[b]) for b, row in live.items()]).tolist()  # the host waits here
         parts: list[list[int]] = [[] for _ in rows]
         for (b, row), token in zip(list(live.items()), drawn, strict=True):
-            event = row.event(token, logits[b])
+            event = row.event(token, row.logprobs(token, logits[b]))
             if event.reason is None:
                 parts[b] = [token]
             else:
@@ -150,8 +150,13 @@ def generate(
     padding: Side = "right",
 ) -> list[Completion]:
     """Continue all requests in one batch and return a completion each; arguments and errors are those of stream."""
+    return collected(requests, stream(model, requests, decode=decode, chunk=chunk, padding=padding))
+
+
+def collected(requests: Sequence[Request], events: Iterable[Event]) -> list[Completion]:
+    """Return what the events of a stream make of each request."""
     done = [Completion(logprobs=None if request.logprobs is None else []) for request in requests]
-    for event in stream(model, requests, decode=decode, chunk=chunk, padding=padding):
+    for event in events:
         row = done[event.row]
         row.tokens.append(event.token)
         row.text += event.text
@@ -161,7 +166,7 @@ def generate(
     return done
 
 
-class _Row:
+class Row:
     """A request on its way: its random numbers, and what it has produced."""
 
     def __init__(self, model: CausalLM, index: int, request: Request, decode: Decode | None) -> None:
@@ -181,19 +186,25 @@ class _Row:
         else:
             raise InputError(f"The seed is {request.seed}; it must be from 0 to 2**64 - 1.")
 
+    @property
+    def room(self) -> int:
+        """Tokens that the row may come to hold."""
+        return len(self.request.prompt) + self.budget
+
     def draw(self, logits: Tensor) -> Tensor:
         """Return the next id, a scalar tensor, for ``logits`` [V]."""
         logits = self.request.stops.mask(logits.to(self.place), len(self.watch.tokens))
         return self.request.sampler.draw(logits, self.generator)
 
-    def event(self, token: int, logits: Tensor) -> Event:
+    def event(self, token: int, logprobs: Mapping[int, float] | None) -> Event:
         """Take the drawn token and say what it means for the row."""
         last = len(self.watch.tokens) + 1 == self.budget
         text, stopped = self.watch.push(token, last)
         reason: Reason | None = "stop" if stopped else "length" if last else None
-        return Event(self.index, token, text, reason, self._logprobs(token, logits))
+        return Event(self.index, token, text, reason, logprobs)
 
-    def _logprobs(self, token: int, logits: Tensor) -> dict[int, float] | None:
+    def logprobs(self, token: int, logits: Tensor) -> dict[int, float] | None:
+        """Return the log-probabilities that the request asks for, for ``logits`` [V] and the drawn token."""
         if self.request.logprobs is None:
             return None
         logprobs = logits.to(wide(logits.dtype)).log_softmax(dim=-1)
@@ -202,7 +213,7 @@ class _Row:
         return dict(zip(ids, logprobs[list(ids)].tolist(), strict=True))
 
 
-def _prefill(
+def prefill(
     model: CausalLM, cache: Cache, prompts: Sequence[Sequence[int]], chunk: int | None, padding: Side
 ) -> Tensor:
     """Feed the prompts; return the logits of each one's last token, [B, V]."""

@@ -51,13 +51,13 @@ class GPT2Attention(CausalAttention):
 
     def __init__(self, config: GPT2Config, layer_index: int, form: str = "eager") -> None:
         super().__init__(config, layer_index, form)
-        self.heads = config.num_attention_heads
+        self.head_dim = config.head_dim
         self.c_attn = Projection(config.hidden_size, 3 * config.hidden_size)
         self.c_proj = Projection(config.hidden_size, config.hidden_size)
 
     def forward(self, x: Tensor, positions: Tensor, cache: Cache) -> Tensor:
         """Return what each token gathers, [B, T, hidden_size]; the new keys and values enter the cache."""
-        q, k, v = self.c_attn(x).unflatten(-1, (3, self.heads, -1)).unbind(2)  # [B, T, 3, H, D] to three [B, T, H, D]
+        q, k, v = self.c_attn(x).unflatten(-1, (3, -1, self.head_dim)).unbind(2)  # [B, T, 3, H, D] to 3 [B, T, H, D]
         return self.c_proj(self.gather(q, k, v, positions, cache))  # [B, T, H * D] to [B, T, hidden_size]
 
 

@@ -151,11 +151,13 @@ class CausalLM(nn.Module):
 
     config: Config
     embed_tokens: nn.Embedding
+    kv_heads: int | None = None
+    """KV heads that this process caches, where it has a share of the model (``parallel.py``); None: all of them."""
 
     def new_cache(self, rows: int, capacity: int) -> Cache:
         """Return an empty cache for ``rows`` rows of up to ``capacity`` tokens, in this model's format and place."""
         weight = self.embed_tokens.weight
-        return Cache(self.config, rows, capacity, weight.dtype, weight.device)
+        return Cache(self.config, rows, capacity, weight.dtype, weight.device, self.kv_heads)
 
     def forward(self, tokens: Tensor, positions: Tensor, cache: Cache, last: bool = False) -> Tensor:
         """Return logits [B, T, V]; with ``last`` those of every row's last token alone, [B, V].

@@ -11,7 +11,7 @@ import torch
 from ref_common import LLAMA3
 from safetensors.torch import load_file, save_file
 
-from refdecoder import CheckpointError, DecoderConfig, InputError, Rope, load, score
+from refdecoder import CheckpointError, DecoderConfig, InputError, Rope, checkpoint, load, score
 from refdecoder.model import Decoder
 
 Broken = Callable[..., Path]
@@ -163,6 +163,23 @@ def test_weights_cache_and_logits_have_the_dtype(llama: Path, dtype: torch.dtype
     assert not any(parameter.requires_grad for parameter in model.parameters())
     assert model.new_cache(1, 1).keys.dtype == dtype
     assert score(model, IDS)[0].dtype == dtype
+
+
+def test_weights_come_straight_to_the_device(save: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """safetensors is told the device. It gives the CPU's tensors here, which stay where they are."""
+    asked: list[str] = []
+    read = checkpoint.safe_open
+
+    def opened(path: Path, framework: str, device: str) -> Any:
+        asked.append(device)
+        return read(path, framework=framework, device="cpu")
+
+    monkeypatch.setattr(checkpoint, "safe_open", opened)
+    model = load(save(shard="4KB"), device="meta")
+    names = asked.index("meta")  # first the names in each shard are read, and then its tensors
+    assert names > 1
+    assert asked == ["cpu"] * names + ["meta"] * names
+    assert {one.device.type for one in model.parameters()} == {"cpu"}
 
 
 def test_stored_copies_that_say_nothing_new(save: Callable[..., Path]) -> None:

@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from ref_common import LLAMA3
+from ref_common import LLAMA3, off, tokens
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from refdecoder import GPT2, CausalLM, CheckpointError, Decoder, InputError, Request, build, generate, load, score
 
@@ -34,17 +33,8 @@ GPT2S: dict[str, dict[str, Any]] = {
 }
 
 
-def tokens(n: int, seed: int = 1) -> list[int]:
-    return torch.randint(1, 37, (n,), generator=torch.Generator().manual_seed(seed)).tolist()
-
-
 def loaded(directory: Path, form: str = "eager", dtype: torch.dtype = torch.float64) -> CausalLM:
     return load(directory, dtype, build=partial(build, attention=form))
-
-
-def off(got: Tensor, wanted: Tensor) -> float:
-    """Greatest error, in units of the spread of the logits."""
-    return float((got.double() - wanted.double()).abs().max() / wanted.double().std())
 
 
 @pytest.fixture(scope="module", params=["phi3", "phi3 with a window", "gpt2"])

@@ -9,8 +9,9 @@ import pytest
 import torch
 from ref_common import LETTERS
 
-from refdecoder import Request, Sampler, generate, load
+from refdecoder import FastGenerator, Request, Sampler, Stops, generate, load
 from refdecoder.__main__ import main
+from refdecoder.text import Text
 
 PROMPT = "bcd"  # ids 1, 2, 3
 
@@ -35,16 +36,64 @@ def test_as_a_process(llama: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_in_ranks(llama: Path) -> None:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*torchrun, "-m", "refdecoder", "generate", str(llama), PROMPT, "--max-new-tokens", "9"]
+    drawn = [*command, "--temperature", "2", "--seed", "5"]
+    done = subprocess.run(drawn, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == continuation(llama, 9, Sampler(2.0), 5) + "\n"
+    assert done.stderr.count("tokens/s") == 2
+    command[command.index(PROMPT)] = "a" * 65
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.count("refdecoder: A sequence of 65 tokens was given") == 1
+    assert done.stderr.count("exitcode  : 2") == 1, "rank 0 says no, and the others end in peace"
+
+
+@pytest.mark.parametrize("option", [["--path", "fast"], ["--compile"]])
+def test_ranks_have_no_fast_path(
+    llama: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, option: list[str]
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "as torchrun says it")
+    assert main(["generate", str(llama), PROMPT, *option]) == 2
+    assert "The fast path is for one process" in capsys.readouterr().err
+
+
 def test_options_reach_the_model(llama: Path, capsys: pytest.CaptureFixture[str]) -> None:
     filters = ["--temperature", "2", "--top-k", "30", "--top-p", "0.95", "--min-p", "0.01", "--seed", "5"]
     options = [*filters, "--max-new-tokens", "12", "--chunk", "2"]
-    assert main(["generate", str(llama), PROMPT, *options, "--attention", "eager"]) == 0
-    wanted = continuation(llama, 12, Sampler(2.0, 30, 0.95, 0.01), 5)
+    assert main(["generate", str(llama), PROMPT, *options, "--path", "plain", "--attention", "eager"]) == 0
+    sampler = Sampler(2.0, 30, 0.95, 0.01)
+    wanted = continuation(llama, 12, sampler, 5)
     assert capsys.readouterr().out == wanted + "\n"
     assert wanted != continuation(llama, 12)
+    assert main(["generate", str(llama), PROMPT, *options]) == 0
+    request = Request([1, 2, 3], 12, sampler, Stops(ids=(36,)), seed=5)  # 36 is the checkpoint's EOS
+    [done] = FastGenerator(load(llama), 1, 15).generate([request], decode=Text(llama).decode)
+    assert capsys.readouterr().out == done.text + "\n"
+    assert done.text not in ("", wanted)  # a seed gives other draws on the fast path
     assert main(["generate", str(llama), PROMPT, "--max-new-tokens", "1", "--dtype", "bfloat16"]) == 0
     [done] = generate(load(llama, torch.bfloat16), [Request([1, 2, 3], 1)])
     assert capsys.readouterr().out == LETTERS[done.tokens[0]] + "\n"
+
+
+def test_paths(llama: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fast path is the default and compiles where it is told to; both give the same greedy text."""
+    made: list[dict[str, object]] = []
+    start = FastGenerator.__init__
+    monkeypatch.setattr(
+        FastGenerator, "__init__", lambda self, *sizes, **settings: made.append(settings) or start(self, *sizes)
+    )
+    for options, settings in (
+        ([], [{"compile": False}]),
+        (["--compile"], [{"compile": True}]),
+        (["--path", "plain"], []),
+    ):
+        assert main(["generate", str(llama), PROMPT, "--max-new-tokens", "9", *options]) == 0
+        assert capsys.readouterr().out == continuation(llama, 9) + "\n"
+        assert made == settings
+        made.clear()
 
 
 def test_stop_strings_and_eos_end_it(broken: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:

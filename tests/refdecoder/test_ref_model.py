@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers
 from hypothesis import HealthCheck, given, settings
-from ref_common import LLAMA3
+from ref_common import LLAMA3, off, tokens
 from torch import Tensor
 
 from refdecoder import Attention, Decoder, Request, Stops, generate, load, score
@@ -32,17 +32,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
 FORMS = ["eager", "sdpa"]
 
 
-def tokens(n: int, seed: int = 1, below: int = 37) -> list[int]:
-    return torch.randint(1, below, (n,), generator=torch.Generator().manual_seed(seed)).tolist()
-
-
 def build(directory: Path, form: str = "eager", dtype: torch.dtype = torch.float64) -> Decoder:
     return load(directory, dtype, build=partial(Decoder, attention=form))
-
-
-def off(got: Tensor, wanted: Tensor) -> float:
-    """Greatest error, in units of the spread of the logits."""
-    return float((got.double() - wanted.double()).abs().max() / wanted.double().std())
 
 
 # --- against transformers ---------------------------------------------------------------------------------------------

@@ -154,7 +154,7 @@ class InterleavesGateAndUp(_Recut):
 
 class _ByHead(GPT2Attention):
     def forward(self, x: Tensor, positions: Tensor, cache: Cache) -> Tensor:
-        q, k, v = self.c_attn(x).unflatten(-1, (self.heads, 3, -1)).unbind(3)  # [B, T, H, 3, D] to three [B, T, H, D]
+        q, k, v = self.c_attn(x).unflatten(-1, (-1, 3, self.head_dim)).unbind(3)  # [B, T, H, 3, D] to 3 [B, T, H, D]
         return self.c_proj(self.gather(q, k, v, positions, cache))
 
 
