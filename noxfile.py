@@ -12,7 +12,7 @@ nox.options.sessions = ["validate"]
 REFERENCE = ("reference", "--jobs", "2", "--option", "threads=1")
 PINNED = ("-c", "constraints.txt")
 EXTRACT = "from pathlib import Path; from lmconform.spec import extract; extract(Path('build'))"
-CODE = ("conformance", "reference", "tests", "noxfile.py")
+CODE = ("conformance", "reference", "benchmarks", "tests", "noxfile.py")
 
 
 @nox.session
@@ -41,6 +41,13 @@ def matrix(session: nox.Session) -> None:
     """Judge every engine that installs here, each in an environment of its own, into one table. Hours."""
     session.install(*PINNED, "-e", ".[gguf]")
     session.run("lmconform", "matrix", *(session.posargs or ["--jobs", "2"]), env={"OMP_NUM_THREADS": "1"})
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Time the reference, or an engine named after `--`; `-- --compare` fails on a regression since the last run."""
+    session.install(*PINNED, "-e", ".[bench]")
+    session.run("pytest", "benchmarks", *session.posargs)
 
 
 @nox.session

@@ -292,6 +292,22 @@ def test_a_stop_id_ends_its_row_and_no_other(llama: Path) -> None:
         assert completion.finish_reason == ("stop" if ends else "length")
 
 
+@pytest.mark.parametrize(("limits", "criteria"), [([7, 7], 0), ([7, 12], 1)])
+def test_a_plain_request_is_the_plain_call(
+    llama: Path, monkeypatch: pytest.MonkeyPatch, limits: list[int], criteria: int
+) -> None:
+    model = load(llama)
+    calls = []
+    library = model.model.generate
+    monkeypatch.setattr(model.model, "generate", lambda **given: calls.append(given) or library(**given))
+    rows = model.generate([Request(prompt, limit) for prompt, limit in zip((PROMPT, (4,)), limits, strict=True)])
+    [call] = calls
+    assert len(call["stopping_criteria"]) == criteria
+    assert not call["generation_config"].return_dict_in_generate
+    assert [row.tokens for row in rows] == [greedy(model, PROMPT, limits[0]), greedy(model, (4,), limits[1])]
+    assert [row.finish_reason for row in rows] == ["length", "length"]
+
+
 def test_a_stop_id_at_the_limit_is_a_stop(llama: Path) -> None:
     model = load(llama)
     free = greedy(model, PROMPT, 3)
@@ -508,6 +524,8 @@ def test_learned_positions_have_a_limit(tmp_path: Path) -> None:
         ("dtype", "fp8", "float32, float64, bfloat16, float16"),
         ("attention", "flash", "sdpa, eager"),
         ("cache", "paged", "dynamic, static"),
+        ("compile", "maybe", "no, yes"),
+        ("compile", "yes", "cache=static and device=cuda"),
         ("device", "abacus", "cpu"),
         ("threads", "none", "whole number"),
     ],

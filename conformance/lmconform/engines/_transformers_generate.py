@@ -2,8 +2,9 @@
 
 One call of ``model.generate`` has one set of sampling parameters and one set of stops, so requests that share them go
 together as a left-padded batch, and the groups run one after another. Two things are not transformers' own, because it
-has one length limit a call and knows no sequences of ids as stops: the limit of each row, and ``stop_sequences``. Both
-are stopping criteria here. A row that has ended is cut where its own criterion ended it.
+has one length limit a call and knows no sequences of ids as stops: limits that differ from row to row, and
+``stop_sequences``. Both are stopping criteria here. A row that has ended is cut where its own criterion ended it. Rows
+of one limit without such stops take the library's call as it is, and as fast as it is.
 
 torch has one generator a process. A seeded request that samples therefore runs in a call of its own, after
 ``torch.manual_seed``; its ``n`` completions are successive draws of that one stream. The same seed gives the same
@@ -83,8 +84,9 @@ class _Call:
         self.stop_ids = self.common.stop_ids + (model.eos_ids if self.common.eos else ())
         self.longest = max(len(row.prompt) for row in rows)
         self.stops = [_Ends(criterion, self._first_stop()) for criterion in self._criteria()]
-        limits = torch.tensor([self.longest + row.max_new_tokens for row in rows])
-        self.limit = _Ends(_RowLimit(limits), 0)
+        limits = [row.max_new_tokens for row in rows]
+        self.limit = _Ends(_RowLimit(torch.tensor([self.longest + limit for limit in limits])), 0)
+        self.limits = [self.limit] if len(set(limits)) > 1 else []
         self.streamer = _Pieces() if self.common.stream else None
 
     def run(self) -> list[Completion]:
@@ -101,13 +103,15 @@ class _Call:
                     input_ids=ids,
                     attention_mask=mask,
                     generation_config=self._config(),
-                    stopping_criteria=transformers.StoppingCriteriaList([*self.stops, self.limit]),
+                    stopping_criteria=transformers.StoppingCriteriaList([*self.stops, *self.limits]),
                     streamer=self.streamer,
                 )
             except ValueError as reason:
                 raise Refused(f"transformers refuses the request: {reason}") from reason
-        new = out.sequences[:, self.longest :].tolist()  # [B, steps]
-        return [self._completion(b, new[b], out.logits) for b in range(len(self.rows))]
+        # Asked for no more than tokens, the library returns these alone, and does not keep its cache for us.
+        sequences, logits = (out, None) if isinstance(out, torch.Tensor) else (out.sequences, out.logits)
+        new = sequences[:, self.longest :].tolist()  # [B, steps]
+        return [self._completion(b, new[b], logits) for b in range(len(self.rows))]
 
     def _config(self) -> transformers.GenerationConfig:
         """Everything is said, off included; the model's own generation config is blank."""
@@ -121,9 +125,9 @@ class _Call:
             "no_repeat_ngram_size": 0,
             "use_cache": True,
             "cache_implementation": "static" if settings.cache == "static" else None,
-            "disable_compile": True,
+            "disable_compile": not settings.compiled,
             "prefill_chunk_size": settings.prefill_chunk_size,
-            "return_dict_in_generate": True,
+            "return_dict_in_generate": common.logprobs is not None,
             "output_logits": common.logprobs is not None,
             "eos_token_id": list(self.stop_ids) or None,
             "pad_token_id": self.stop_ids[0] if self.stop_ids else None,

@@ -66,6 +66,8 @@ class Settings:
     padding: str = "left"
     prefill_chunk_size: int | None = None
     batching: str = "padded"
+    compiled: bool = False
+    """Whether ``generate`` compiles its decode step, where transformers does so by itself."""
     batch_tokens: int = 512
     """Most tokens of a pass of continuous batching; longer prompts come in chunks."""
     sharing: bool = True
@@ -76,8 +78,9 @@ class Transformers(Engine):
     """Hugging Face transformers.
 
     Options: ``dtype`` (float32, float64, bfloat16, float16), ``attention`` (sdpa, eager, flex_attention), ``cache``
-    (dynamic, static), ``batching`` of ``generate`` (padded, continuous), ``device`` (cpu, cuda, cuda:N, mps),
-    ``threads`` (torch's CPU threads; left alone where it is not given). A value that is not legal raises ValueError.
+    (dynamic, static), ``compile`` the decode step of ``generate`` (no, yes; on a GPU with a static cache),
+    ``batching`` of ``generate`` (padded, continuous), ``device`` (cpu, cuda, cuda:N, mps), ``threads`` (torch's CPU
+    threads; left alone where it is not given). A value that is not legal raises ValueError.
     The constructor turns off the library's progress bars and advisory log lines, for the whole process.
     """
 
@@ -104,15 +107,22 @@ class Transformers(Engine):
         dtype: str = "float32",
         attention: str = "sdpa",
         cache: str = "dynamic",
+        compile: str = "no",
         batching: str = "padded",
         device: str = "cpu",
         threads: str | None = None,
     ) -> None:
+        compiled = choose("compile", compile, ("no", "yes")) == "yes"
+        if compiled and (cache != "static" or not device.startswith("cuda")):
+            raise ValueError(
+                "Option compile=yes needs cache=static and device=cuda: transformers compiles a decode step only there."
+            )
         self.settings = Settings(
             dtype=choose("dtype", dtype, DTYPES),
             attention=choose("attention", attention, ("sdpa", "eager", "flex_attention")),
             cache=choose("cache", cache, ("dynamic", "static")),
             batching=choose("batching", batching, ("padded", "continuous")),
+            compiled=compiled,
             device=torch_device(device),
         )
         self.precision = PRECISIONS[dtype]
