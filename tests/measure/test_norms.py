@@ -134,8 +134,10 @@ NUMBERS: dict[str, dict[str, float]] = {
     f"{STREAM}:DoublesTheResidual": {"scale of the stream, a layer on": 2},
     f"{STREAM}:ScalesTheStream": {"scale of the stream, a layer on": 0.5},
     f"{NORMS}:OnePlusWeight": {"weight": lambda right: (1 + right) / 2},  # beside the 1 + 1 of other channels
-    f"{NORMS}:WeightsOfTheOtherNorm": {"weight": 0.75},
+    f"{NORMS}:WeightsOfTheOtherNorm": {"weight": lambda right: 1.25 - right},  # one norm has 0.5, the other 0.75
 }
+MOVED = 2e-4
+"""Share by which a fault may move a reading of itself, for the balance is made for right layers."""
 
 
 @pytest.mark.parametrize("way", ["score", "top", "tokens"])
@@ -149,7 +151,7 @@ def test_a_wrong_number_is_read(engine: str, way: str) -> None:
         if name != "weight" or way != "tokens":  # there another norm may be the worst
             right, line = wanted[name], found[name]
             number = right(float(line.expected)) if callable(right) else right
-            assert float(got) == pytest.approx(number, abs=2 * float(line.uncertainty))
+            assert float(got) == pytest.approx(number, rel=MOVED, abs=2 * float(line.uncertainty))
 
 
 @pytest.mark.parametrize(
