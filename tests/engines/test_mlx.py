@@ -10,6 +10,7 @@ import own_environment
 import pytest
 import torch
 import transformers
+from own_environment import NEAR, OTHER, PROMPT, greedy
 
 from lmconform.adapter import Needs, NotOffered, Refused, Request
 from lmconform.engines import known, resolve
@@ -18,10 +19,7 @@ from lmconform.transport.client import Connection, EngineSpec, RemoteModel
 from lmconform.transport.errors import StartError
 
 FAULTS = Path(__file__).with_name("mlx_faults.py")
-PROMPT, OTHER = tuple(range(3, 20)), (5, 8, 13, 21, 34)
 REGIMES = [None, "chunked-prefill", "left-padding", "few-slots", "single", "prefix-cache", "speculative"]
-# Logits here have a standard deviation near 2; two orders of float32 operations differ by some 1e-6 of that.
-NEAR = {"rtol": 0, "atol": 5e-5}
 
 
 @pytest.fixture(scope="module")
@@ -42,14 +40,6 @@ def load(engine: Connection, checkpoint: Path, regime: str | None = None) -> Rem
 def wanted(checkpoint: Path, *prompts: tuple[int, ...]) -> list[np.ndarray]:
     theirs = transformers.AutoModelForCausalLM.from_pretrained(checkpoint).eval().requires_grad_(False)
     return [theirs(torch.tensor([ids])).logits[0].numpy() for ids in prompts]
-
-
-def greedy(model: RemoteModel, prompt: tuple[int, ...], steps: int) -> tuple[int, ...]:
-    """Greedy decoding from one-pass scores, without a cache and without ``generate``."""
-    tokens = list(prompt)
-    for _ in range(steps):
-        tokens.append(int(model.score(tokens)[-1].argmax()))
-    return tuple(tokens[len(prompt) :])
 
 
 def test_it_is_known_by_its_name() -> None:

@@ -8,27 +8,24 @@ from pathlib import Path
 import numpy as np
 import own_environment
 import pytest
+from own_environment import NEAR, OTHER, PROMPT, greedy
 
-from lmconform.adapter import Needs, NotOffered, Precision, Refused, Request
+from lmconform.adapter import Needs, NotOffered, Refused, Request
 from lmconform.checkpoints.edits import edited
 from lmconform.checkpoints.eos import EOS
 from lmconform.checkpoints.layout import character
 from lmconform.checkpoints.random import SHAPES, random_checkpoint
 from lmconform.checkpoints.tape import stop_tape
 from lmconform.engines import known, resolve
-from lmconform.judging.budgets import Yardstick
-from lmconform.judging.verdict import Verdict
 from lmconform.transport.client import Connection, EngineSpec, RemoteModel
 from lmconform.transport.errors import StartError
 
 FAULTS = Path(__file__).with_name("vllm_faults.py")
 LOUD = random_checkpoint(SHAPES[5], "loud", 0)
 """Its head_dim is 32, the least that vLLM's attention has on a CPU."""
-PROMPT, OTHER = tuple(range(3, 20)), (5, 8, 13, 21, 34)
 LONG = tuple(1 + place * 7 % 250 for place in range(70))
 """More than two small blocks."""
 REGIMES = [None, "small-blocks", "no-prefix-cache", "chunked-prefill", "few-slots", "scarce-cache"]
-NEAR = {"rtol": 0, "atol": 5e-5}
 
 
 @pytest.fixture(scope="module")
@@ -53,17 +50,9 @@ def load(engine: Connection, path: Path, regime: str | None = None) -> RemoteMod
 
 def oracle(tokens: tuple[int, ...]) -> np.ndarray:
     """Log-probabilities [T, V]."""
-    scores = Yardstick(LOUD, Precision()).oracle(tokens)
+    scores = own_environment.oracle(LOUD, tokens)
     scores = scores - scores.max(axis=1, keepdims=True)
     return scores - np.log(np.exp(scores).sum(axis=1, keepdims=True))
-
-
-def greedy(model: RemoteModel, prompt: tuple[int, ...], steps: int) -> tuple[int, ...]:
-    """Greedy decoding from one-pass scores, without ``generate``."""
-    tokens = list(prompt)
-    for _ in range(steps):
-        tokens.append(int(model.score(tokens)[-1].argmax()))
-    return tuple(tokens[len(prompt) :])
 
 
 def test_it_is_known_by_its_name() -> None:
@@ -276,8 +265,6 @@ def test_bad_options_are_told(python: Path, option: dict[str, str]) -> None:
 
 # --- faults in the checkpoint that vLLM loads -------------------------------------------------------------------------
 
-MECHANISMS = ("GQA-1", "ROPE-2", "PNR-5")
-
 
 @pytest.mark.parametrize(
     ("fault", "caught"),
@@ -287,7 +274,4 @@ def test_a_fault_in_the_checkpoint_is_caught_by_its_mechanism(
     python: Path, fault: str | None, caught: set[str]
 ) -> None:
     with own_environment.connected("vllm" if fault is None else f"{FAULTS}:{fault}", python) as engine:
-        records = own_environment.judge(engine, *MECHANISMS, doors=("score",))
-    assert {one.requirement for one in records if one.bites} == set(MECHANISMS)
-    failed = {one.requirement for one in records if one.verdict == Verdict.FAIL}
-    assert failed == caught, [(one.requirement, one.test, one.verdict, one.reason) for one in records]
+        assert own_environment.failing(engine, "GQA-1", "ROPE-2", "PNR-5") == caught
