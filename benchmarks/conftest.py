@@ -108,7 +108,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """All benchmarks of a size together: models of another size are closed."""
+    """All benchmarks of a size together: models of another size are closed. Warnings of libraries fail none."""
     sizes = items[0].config.stash[SIZES_KEY] if items else []
     items[:] = [item for item in items if "NOTSET" not in item.name]  # no profile of the suite is to be timed
     places = {size.name: place for place, size in enumerate(sizes)}
@@ -118,6 +118,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return places[size.name] if size else len(places)
 
     items.sort(key=place)
+    for item in items:
+        item.add_marker(pytest.mark.filterwarnings("default"))
 
 
 class Bench:

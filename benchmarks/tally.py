@@ -1,7 +1,8 @@
 """Counts what an engine really does: the products that torch runs in this process while a call lasts.
 
-It sees every operator of torch in the calling thread. Not seen are other processes, other threads, kernels that are not
-torch's, compiled code, and what a CUDA graph replays; an engine of that kind has no tally, and its ratios stand alone.
+It sees every operator of torch in the calling thread. What torch.compile has made runs uncompiled for it. Not seen are
+other processes, other threads, kernels that are not torch's, and what a CUDA graph replays; an engine of that kind has no
+tally, and its ratios stand alone.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class Products:
 
 def tally(call: Callable[[], object]) -> Products:
     """Return the products that torch ran in this thread while ``call`` lasted."""
-    with _Watch() as watch:
+    with torch.compiler.set_stance("force_eager"), _Watch() as watch:
         call()
     return watch.products
 
