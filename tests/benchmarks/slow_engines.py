@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -90,3 +91,17 @@ class StopsEarly(Reference):
     """Ends every row a token too soon, which would make it look fast."""
 
     model_class = HastyModel
+
+
+class WarningModel(ReferenceModel):
+    """Says something whenever it is asked."""
+
+    def generate(self, requests: Sequence[Request]) -> list[Completion]:
+        warnings.warn("this engine is old", DeprecationWarning, stacklevel=2)
+        return super().generate(requests)
+
+
+class Warns(Reference):
+    """Warns as libraries do, and is right."""
+
+    model_class = WarningModel

@@ -144,6 +144,13 @@ def test_every_kind_of_product_is_seen(name: str, inference: bool) -> None:
         assert tally(call) == wanted  # type: ignore[arg-type]
 
 
+def test_compiled_code_is_counted_as_what_it_was_made_from() -> None:
+    """torch compiles nothing while operators are watched, and fails where ``fullgraph`` says that it must."""
+    call, wanted = products()["addmm"]
+    compiled = torch.compile(call, fullgraph=True)  # type: ignore[call-overload]
+    assert tally(compiled) == wanted
+
+
 def test_an_expanded_dimension_counts_once() -> None:
     assert distinct_bytes(torch.ones(4, 1, 6).expand(4, 5, 6)) == 4 * 6 * 4
 

@@ -41,6 +41,13 @@ def test_counts_are_kept_and_a_slowdown_fails_the_next_run(tmp_path: Path) -> No
     assert len(list((tmp_path / "compared").glob("*.json"))) >= 1
 
 
+def test_a_warning_of_an_engine_fails_nothing(tmp_path: Path) -> None:
+    done = bench(tmp_path, *COUNT, "--engine", f"{SLOW}:Warns", "-k", "decode")
+    assert done.returncode == 0, done.stdout
+    assert "this engine is old" in done.stdout
+    assert "2 passed" in done.stdout
+
+
 def test_a_run_is_timed_in_turns_and_reported(tmp_path: Path) -> None:
     done = bench(tmp_path, "--baseline", "reference,attention=sdpa", "--seconds", "1", "-k", "decode or batch")
     assert done.returncode == 0, done.stdout
