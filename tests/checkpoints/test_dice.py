@@ -135,11 +135,14 @@ def test_dice_that_do_not_fit_say_so(scores, after, reason) -> None:
         dice({die: np.array(own) for die, own in scores.items()}, after)
 
 
-def test_an_overflowing_head_gives_nan_and_no_weight_is_infinite() -> None:
-    broken = edited(DICE.checkpoint, "overflowing-head")
+def test_an_overflowing_mlp_gives_nan_in_every_order_of_its_sums() -> None:
+    broken = edited(DICE.checkpoint, "overflowing-mlp")
     assert all(np.isfinite(value).all() for value in broken.weights.values())
+    stream = broken.weights["model.embed_tokens.weight"][5] * np.float32(16)  # about what the norm makes of it
+    gate, up, down = (broken.weights[f"model.layers.0.mlp.{name}_proj.weight"] for name in ("gate", "up", "down"))
+    assert not down.any()
     with np.errstate(over="ignore", invalid="ignore"):
-        embedding, head = (broken.weights[name] for name in ("model.embed_tokens.weight", "lm_head.weight"))
-        row = embedding[5] * np.float32(9) @ head.T  # 9: about what the norm makes of three channels of ones
-    assert np.isnan(row[0])
-    assert np.isfinite(row[1:]).all()
+        for order in (slice(None), slice(None, None, -1)):
+            inside = [(weight[0] * stream)[order].sum() for weight in (gate, up)]
+            assert np.isfinite(inside).all()
+            assert np.isnan((inside[0] * inside[1] * down[:, 0]).astype(np.float32)).all()

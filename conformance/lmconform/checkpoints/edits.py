@@ -62,7 +62,7 @@ EDITS: dict[str, Edit] = {
     "copied-head": stream_edits.copied_head,
     "relu-gate": stream_edits.relu_gate,
     "gelu-gate": stream_edits.gelu_gate,
-    "overflowing-head": stream_edits.overflowing_head,
+    "overflowing-mlp": stream_edits.overflowing_mlp,
     **EOS_EDITS,
     **config_edits.DESCRIBED,
     **config_edits.UNDESCRIBED,

@@ -11,8 +11,8 @@ import numpy as np
 from lmconform.adapter import Array
 from lmconform.checkpoints.layout import Checkpoint
 
-HUGE = 2.0**127
-"""Finite in float32 and bfloat16; times 2 it is not."""
+HUGE = 2.0**100
+"""Finite in float32 and bfloat16; its square is not."""
 
 
 def _with(checkpoint: Checkpoint, weights: Mapping[str, Array], **config: Any) -> Checkpoint:
@@ -56,12 +56,17 @@ def copied_head(checkpoint: Checkpoint) -> Checkpoint:
     return _with(checkpoint, weights, tie_word_embeddings=False)
 
 
-def overflowing_head(checkpoint: Checkpoint) -> Checkpoint:
-    """Finite weights that give id 0 a score of NaN at every position: inf - inf, from two channels of ones."""
-    embedding, head = (np.array(checkpoint.weights[name]) for name in ("model.embed_tokens.weight", "lm_head.weight"))
-    embedding[:, -2:] = 1
-    head[0, -2:] = HUGE, -HUGE
-    return _with(checkpoint, {**checkpoint.weights, "model.embed_tokens.weight": embedding, "lm_head.weight": head})
+def overflowing_mlp(checkpoint: Checkpoint) -> Checkpoint:
+    """Finite weights that make every score NaN, for a checkpoint whose MLPs write nothing and whose stream is positive.
+
+    Gate and up are finite, their product is not, and 0 times it is NaN: no order of a sum makes something else of it.
+    Of inf - inf in one sum, fused multiplications may make inf.
+    """
+    weights = {**checkpoint.weights}
+    for name in ("model.layers.0.mlp.gate_proj.weight", "model.layers.0.mlp.up_proj.weight"):
+        weights[name] = np.array(weights[name])
+        weights[name][0] = HUGE
+    return _with(checkpoint, weights)
 
 
 def relu_gate(checkpoint: Checkpoint) -> Checkpoint:

@@ -160,4 +160,4 @@ def test_nan_among_the_scores_is_an_error(model: Subject, expect: Expect, draw: 
     if model.yardstick.precision.compute == "float64":
         expect.undecided("no stored weights make scores that overflow in float64")
     request = Request(draw.tokens(length), max_new_tokens=2, temperature=1.0)
-    expect.refuses(lambda: model.edited("overflowing-head").generate([request]), "a draw from scores that hold NaN")
+    expect.refuses(lambda: model.edited("overflowing-mlp").generate([request]), "a draw from scores that hold NaN")
