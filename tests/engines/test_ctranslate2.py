@@ -1,6 +1,7 @@
 """The adapter to CTranslate2, hosted by its own interpreter, against the oracle and against itself."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -90,6 +91,15 @@ def test_an_unsound_checkpoint_is_refused(engine: Connection, loud: Path, tmp_pa
     with pytest.raises(Refused, match="converter refuses the checkpoint"):
         load(engine, cut)
     assert "no converter for the model_type 'mamba'" in str(engine.accepts({"model_type": "mamba"}))
+
+
+def test_what_the_reader_of_the_config_refuses_is_refused(python: Path, folders: Path) -> None:
+    """A hidden size of 52 and 6 heads are sound, since the config names head_dim; transformers does not take them."""
+    uneven = random_checkpoint(replace(SHAPES[3], hidden_size=52), "loud", 0)
+    with own_environment.connected("ctranslate2", python, head_dim="config") as mended:
+        assert "transformers, with which" in str(mended.accepts(uneven.config))
+        with pytest.raises(Refused, match="transformers, with which"):
+            load(mended, uneven.write(folders / "uneven"))
 
 
 @pytest.mark.parametrize("option", [{"head_dim": "64"}, {"threads": "none"}])

@@ -114,7 +114,7 @@ SHAPES: tuple[Shape, ...] = (
     Shape(hidden_size=48, num_attention_heads=6, num_key_value_heads=2, head_dim=16, vocab_size=61),
     Shape(hidden_size=56, num_attention_heads=4, num_key_value_heads=1, head_dim=24, vocab_size=131),
     Shape(hidden_size=40, num_attention_heads=5, num_key_value_heads=5, head_dim=8, vocab_size=89, num_hidden_layers=3),
-    Shape(hidden_size=52, num_attention_heads=6, num_key_value_heads=3, head_dim=10, vocab_size=77),
+    Shape(hidden_size=54, num_attention_heads=6, num_key_value_heads=3, head_dim=10, vocab_size=77),
     Shape(hidden_size=64, num_attention_heads=8, num_key_value_heads=2, head_dim=8, vocab_size=101),
     # Sizes that engines with fixed kernels accept.
     Shape(hidden_size=128, num_attention_heads=4, num_key_value_heads=2, head_dim=32, vocab_size=259),

@@ -7,6 +7,7 @@ library shows no KV cache, so there are no sessions.
 
 from __future__ import annotations
 
+import copy
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -120,6 +121,13 @@ class CTranslate2(Engine):
         known = kind in transformers.CONFIG_MAPPING
         if not known or transformers.CONFIG_MAPPING[kind].__name__ not in converters._MODEL_LOADERS:
             return f"CTranslate2 {ctranslate2.__version__} has no converter for the model_type {kind!r}."
+        try:
+            transformers.CONFIG_MAPPING[kind].from_dict(copy.deepcopy(dict(config)))  # a copy: it takes keys out
+        except Exception as reason:
+            words = " ".join(f"{type(reason).__name__}: {reason}".split())
+            return (
+                f"transformers, with which CTranslate2's converter reads checkpoints, refuses the config.json: {words}"
+            )
         hidden, heads, size = (config.get(name) for name in ("hidden_size", "num_attention_heads", "head_dim"))
         if self.settings.head_dim == "converter" and size is not None and hidden and heads and hidden != heads * size:
             return (

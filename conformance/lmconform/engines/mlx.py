@@ -266,7 +266,7 @@ def _tokenizer(checkpoint: Path, config: Mapping[str, Any]) -> Any:
         return None
     try:
         return load_tokenizer(checkpoint, eos_token_ids=config.get("eos_token_id"))
-    except UNSOUND as reason:
+    except Exception as reason:  # transformers, which reads it, has errors of its own for configs that it refuses
         raise Refused(f"mlx-lm refuses the tokenizer of {checkpoint}: {_line(reason)}") from reason
 
 
