@@ -7,10 +7,11 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from lmconform.judging.verdict import Verdict
 from lmconform.report.results import plain
 from lmconform.suite.bench import Bench, Record
 from lmconform.suite.modules import decisions
-from lmconform.suite.plan import Plan, on_one_checkpoint
+from lmconform.suite.plan import Case, Plan, on_one_checkpoint
 from lmconform.suite.replay import _tuple
 from lmconform.transport.client import Connection, EngineSpec
 
@@ -45,3 +46,14 @@ def test_every_structure_is_read_back_as_it_was(engine, operators) -> None:
             tried += 1
     bench.close()
     assert tried > 10
+
+
+def test_failing_examples_of_a_test_are_tried_again_in_that_test_alone(tmp_path) -> None:
+    target = "lmconform.faults.stop_conditions:GivesOneTokenTooMany"
+    connection = Connection.start(EngineSpec(target, in_process=True))
+    bench = Bench(connection, Plan(connection, SMALL, seed=0), deadline=float("inf"), database=tmp_path)
+    records = [bench.judge(spec, Case("stop-tape")) for spec in decisions() if spec.requirement in ("STOP-6", "STOP-8")]
+    bench.close()
+    failed = {record.test for record in records if record.verdict == Verdict.FAIL}
+    assert failed < {record.test for record in records}
+    assert {folder.name for folder in tmp_path.iterdir() if any(folder.iterdir())} == failed

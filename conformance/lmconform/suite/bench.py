@@ -137,7 +137,9 @@ class Bench:
         runner.tally = tally
         shrink = spec.requirement not in self._unshrunk
         alone = self.plan.telling_alone(case)
-        found = runner.search(self.plan.examples(case), self.plan.seed, self._database, shrink, telling_alone=alone)
+        # A directory a test: to hypothesis all of them are the same function.
+        database = self._database and self._database / spec.body.__name__
+        found = runner.search(self.plan.examples(case), self.plan.seed, database, shrink, telling_alone=alone)
         record.worst, record.suspicions = tally.worst, tally.suspicions
         record.questions, record.draws = tally.questions, tally.draws
         if found is not None:
