@@ -1,8 +1,8 @@
 """Counts what an engine really does: the products that torch runs in this process while a call lasts.
 
 It sees every operator of torch in the calling thread. What torch.compile has made runs uncompiled for it. Not seen are
-other processes, other threads, kernels that are not torch's, and what a CUDA graph replays; an engine of that kind has no
-tally, and its ratios stand alone.
+other processes, other threads, kernels that are not torch's, and what a CUDA graph replays; an engine of that kind has
+no tally, and its ratios stand alone.
 """
 
 from __future__ import annotations

@@ -151,6 +151,8 @@ class Faulty(Oracle):
             raise NotOffered("load")
         if self.fault == "load-dies":
             os._exit(7)
+        if self.fault == "load-refuses-most" and "tape" not in Path(checkpoint).name:
+            raise Refused("only tapes")
         return FaultyModel(self, checkpoint, needs)
 
     def accepts(self, config):
@@ -185,6 +187,8 @@ class FaultyModel(OracleModel):
             return self.run([0, *tokens])[:-1]
         if fault == "hidden-bos":
             return self.run([4, *tokens])[1:]
+        if fault == "refuses-odd" and len(tokens) > 16 and len(tokens) % 2:
+            raise Refused("long odd lengths are not served")
         if fault in EVENTS and len(tokens) == 1 and tokens[0]:
             self.perhaps(EVENTS[fault])
         return SCORES.get(fault, lambda scores: scores)(self.run(tokens))

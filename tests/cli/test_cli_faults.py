@@ -1,6 +1,7 @@
 """Engines and adapters that go wrong: which verdict, what it says, and that nothing else is lost."""
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -117,6 +118,25 @@ def test_load_refuses(check, fault, words):
     assert (done.code, done.verdicts) == (2, {"CM-9": "unsupported"})
     assert words in done.out
     assert "oracle 1: nothing was judged (1 unsupported)" in done.out
+
+
+def test_a_checkpoint_that_load_refuses_is_not_offered_again(check):
+    done = check("--only", "CM-1,CM-2", "--access", "score", fault="load-refuses-most")
+    assert done.verdicts == {"CM-1": "unsupported", "CM-2": "unsupported"}
+    assert "CM-1, CM-2 unsupported: the engine refused: only tapes" in done.out
+    costs = done.content["run"]["costs"]
+    assert costs["loads"] == len(costs["checkpoints"])
+    assert len({record["test"] for record in done.records}) > 1
+
+
+def test_what_passes_with_examples_that_were_declined_says_so(check):
+    """Too few that were answered make it unsupported, not vacuous: the suite has them, the engine did not take them."""
+    done = check("--only", "CM-1,CM-4", "--access", "score", fault="refuses-odd")
+    assert (done.code, done.verdicts) == (0, {"CM-1": "pass", "CM-4": "unsupported"})
+    refused = "the engine refused: long odd lengths are not served"
+    assert re.search(rf"CM-1 pass: \d+ of 15 examples were not answered: {refused}", done.out)
+    assert re.search(rf"CM-4 unsupported: [1-4] of 5 .*; 5 are needed to call it tested. {refused}", done.out)
+    assert all(0 < record["declined"] < record["examples"] for record in done.records)
 
 
 @pytest.mark.parametrize("fault", ["accepts-nothing", "accepts-refuses"])

@@ -3,10 +3,10 @@
 import pytest
 from hypothesis import strategies as st
 
-from lmconform.adapter import Refused
+from lmconform.adapter import NotOffered, Refused
 from lmconform.judging.budgets import CERTAIN
 from lmconform.suite.dsl import STREAMS, Decides
-from lmconform.suite.examples import REDRAWS, SHRINKS, Example, Runner
+from lmconform.suite.examples import REDRAWS, SHRINKS, Runner
 from lmconform.suite.findings import Exceeded, Finding, Unfit
 from lmconform.suite.structures import Telling, lengths, rows
 
@@ -135,30 +135,51 @@ def test_an_engine_that_changes_its_mind_is_judged_by_its_first_answer() -> None
     assert runner(body, n=st.integers(0, 100)).search(30, 1) is not None
 
 
-def test_what_is_declined_while_a_failure_is_made_small_hides_nothing() -> None:
+@pytest.mark.parametrize("kind", [NotOffered, Refused])
+def test_what_is_declined_hides_no_failure(kind) -> None:
+    """Neither before one is found nor while it is made smaller."""
+
     def body(model, expect, draw, n):
-        if n > 20:
+        expect.bites(True)
+        if n > 90:
             raise exceeded(1e6)
-        if n > 10:
-            raise Refused("too long")
+        if n % 2:
+            raise kind("an odd number")
 
-    under = runner(body, n=st.integers(11, 100))
-    under._failed = (Example({"n": 30}, 0), exceeded(1e6))  # as if found before
-    under._judge(Example({"n": 15}, 0))
-    with pytest.raises(Exceeded):
-        under._judge(Example({"n": 25}, 0))
+    under = runner(body, n=st.integers(0, 100))
+    example, _ = under.search(50, 1)
+    assert example.structure == {"n": 91}
+    assert under.tally.declined
+    assert under.tally.bites + len(under.tally.declined) == under.tally.examples
 
 
-def test_an_engine_that_declines_once_is_taken_at_its_word() -> None:
+def test_an_example_that_is_declined_decides_nothing_and_the_others_are_judged() -> None:
     calls = []
 
     def body(model, expect, draw, n):
         calls.append(n)
+        expect.bites(True)
         if len(calls) == 1:
             raise Refused("not now")
 
-    with pytest.raises(Refused, match="not now"):
-        runner(body, n=st.integers(0, 3)).search(5, 1)
+    under = runner(body, n=st.integers(0, 30))
+    assert under.search(5, 1) is None
+    assert len(calls) == under.tally.examples == 5
+    assert under.tally.bites == 4
+    assert [str(one) for one in under.tally.declined] == ["not now"]
+
+
+def test_a_suspicion_whose_fresh_draws_are_declined_is_no_failure() -> None:
+    fresh = FakeSubject()
+
+    def body(model, expect, draw, n):
+        if model is fresh:
+            raise Refused("not these weights")
+        raise exceeded(2.0)
+
+    under = runner(body, lambda number: fresh, n=st.integers(0, 3))
+    assert under.search(4, 1) is None
+    assert under.tally.suspicions == 4
 
 
 @pytest.mark.parametrize("confirmed", range(REDRAWS + 1))

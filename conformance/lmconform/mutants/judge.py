@@ -140,7 +140,7 @@ class Grounds:
         """Survived, unless it refused to be judged."""
         for record in records:
             plain = self._plain.get((record["test"], record["case"]), record)
-            if record["verdict"] == Verdict.UNSUPPORTED != plain["verdict"]:
+            if record["verdict"] == Verdict.UNSUPPORTED != plain["verdict"] or record["declined"] > plain["declined"]:
                 return Fate.REFUSED, record["requirement"], record["reason"]
         return Fate.SURVIVED, "", ""
 

@@ -36,13 +36,23 @@ class Outcome:
         return sum(record["examples"] for record in self.records)
 
     @property
+    def declined(self) -> list[Mapping[str, Any]]:
+        """Tests that passed although the engine did not answer some of their examples."""
+        return [record for record in self.records if record["verdict"] == Verdict.PASS and record.get("declined")]
+
+    @property
     def worst(self) -> float:
         return max((record["worst"] for record in self.records), default=0.0)
 
     @property
     def verdict(self) -> Verdict:
-        """That of its tests together; a pass of what is listed as known is unexpected."""
+        """That of its tests together; a pass of what is listed as known is unexpected.
+
+        Where the engine declined examples, too few that could have shown a fault are no lack of the suite's.
+        """
         found = merge((record["door"], Verdict(record["verdict"]), record["bites"]) for record in self.records)
+        if found is Verdict.VACUOUS and self.declined:
+            return Verdict.UNSUPPORTED
         return Verdict.UNEXPECTED if found is Verdict.PASS and self.known else found
 
     @property

@@ -73,6 +73,7 @@ def summary(console: Console, results: Results) -> None:
     cards(console, outcomes, results.diagnosis(), results.engine["name"])
     tables(console, outcomes)
     _explain(console, outcomes)
+    _declined(console, outcomes)
     if results.known:
         _known(console, results.known, outcomes)
     if results.run.get("note"):
@@ -100,6 +101,20 @@ def _explain(console: Console, outcomes: list[Outcome]) -> None:
             console.print(Text(str(record["detail"]).rstrip(), style="dim"))
 
 
+def _declined(console: Console, outcomes: list[Outcome]) -> None:
+    """What passed although the engine did not answer some of its examples, each reason once."""
+    told: dict[str, list[Outcome]] = {}
+    for outcome in outcomes:
+        if outcome.verdict is Verdict.PASS and outcome.declined:
+            told.setdefault(outcome.declined[0]["reason"], []).append(outcome)
+    for why, some in told.items():
+        declined = sum(record["declined"] for outcome in some for record in outcome.declined)
+        asked = sum(outcome.examples for outcome in some)
+        names = in_ranges([outcome.requirement.id for outcome in some])
+        left = f": {declined} of {asked} examples were not answered: {why}"
+        console.print(Text.assemble(f"{names} ", (Verdict.PASS, STYLE[Verdict.PASS]), left))
+
+
 def _known(console: Console, known: Known, outcomes: list[Outcome]) -> None:
     """A line for each known failure and for each that is none; then what is listed and was not judged."""
     verdicts = {outcome.requirement.id: outcome.verdict for outcome in outcomes}
@@ -121,10 +136,11 @@ def _known(console: Console, known: Known, outcomes: list[Outcome]) -> None:
 def reason(outcome: Outcome, verdict: Verdict) -> str:
     """Why it has this verdict, which is its own or that of one of its tests, and no pass."""
     record = outcome.first(verdict)
-    if record is None:  # vacuous, which no single test is
+    if record is None:  # too few bites, which is no verdict of a single test
         through = f", and none through {', '.join(outcome.silent)}" if outcome.bites and outcome.silent else ""
         found = f"{outcome.bites} of {outcome.examples} examples could have shown a fault{through}"
-        return f"{found}; {MIN_BITES} are needed to call it tested."
+        told = f"{found}; {MIN_BITES} are needed to call it tested."
+        return f"{told} {outcome.declined[0]['reason']}" if outcome.declined else told
     return f"{MEANING[verdict]}: {record['reason']}" if verdict is Verdict.UNRESOLVED else str(record["reason"])
 
 

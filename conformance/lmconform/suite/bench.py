@@ -53,6 +53,8 @@ class Record:
     bites: int = 0
     worst: float = 0.0
     suspicions: int = 0
+    declined: int = 0
+    """Examples that the engine did not answer; ``reason`` says why, unless there is a graver one."""
     questions: int = 0
     draws: int = 0
     seconds: float = 0.0
@@ -90,6 +92,8 @@ class Bench:
         set_hypothesis_home_dir(self._shelf.folder / "hypothesis")  # nothing in the user's folder
         self._subjects: OrderedDict[Case, Subject] = OrderedDict()
         self._fault: AdapterOff | EngineFault | NotOffered | Refused | None = None
+        self._declined: dict[Case, Refused] = {}
+        """Checkpoints that the engine refused to load: it is taken at its word."""
         self._ready: set[str | None] = set()
         self._breakdowns = 0
 
@@ -142,10 +146,12 @@ class Bench:
         found = runner.search(self.plan.examples(case), self.plan.seed, database, shrink, telling_alone=alone)
         record.worst, record.suspicions = tally.worst, tally.suspicions
         record.questions, record.draws = tally.questions, tally.draws
+        if tally.declined:
+            record.declined, record.reason = len(tally.declined), _sentence(tally.declined[0], record.door)
         if found is not None:
             self._fail(record, spec, case, *found)
-        elif not tally.bites and tally.refusals:
-            raise Refused(tally.refusals[0])
+        elif not tally.bites and tally.declined:
+            raise tally.declined[0]
         elif not tally.bites and tally.unresolved:
             record.verdict, record.reason = Verdict.UNRESOLVED, tally.unresolved[0]
         else:
@@ -238,6 +244,8 @@ class Bench:
         return subject
 
     def _loaded(self, case: Case) -> Subject:
+        if case in self._declined:
+            raise self._declined[case].with_traceback(None)
         material, yardstick, path = self._shelf.item(case.checkpoint, self.plan)
         self._make_room(_size(material))
         needs = Needs(
@@ -246,7 +254,11 @@ class Bench:
             top_n=min(material.checkpoint.vocab_size, MOST_LOGPROBS),
             regime=case.regime,
         )
-        model = self.connection.load(path, needs)
+        try:
+            model = self.connection.load(path, needs)
+        except Refused as refused:
+            self._declined[case] = refused
+            raise
         loaders = self._edited(case), self._with_room(case)
         return Subject(model, material, yardstick, case, *loaders, self.plan.profile.draws)
 

@@ -7,7 +7,6 @@ answers differently every time cannot make a run flaky.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,7 +61,7 @@ class Runner:
         self._words = words
         self._spec = spec
         self._subject = subject
-        self._remembered: dict[str, Exceeded | NotOffered | Refused | None] = {}
+        self._remembered: dict[str, Exceeded | None] = {}
         self._first: tuple[Example, Exceeded] | None = None
         """The failure that was found; its fresh draws exceed too."""
         self._failed: tuple[Example, Exceeded] | None = None
@@ -154,24 +153,13 @@ class Runner:
                 self._shrinks += 1
                 if self._shrinks > SHRINKS:
                     return
-            self._remembered[key] = self._answered(example)
+            smaller = self._failed is not None
+            self._remembered[key] = self.replay(example) if smaller else self._looked_at(example)
         found = self._remembered[key]
-        if isinstance(found, Exceeded):
+        if found is not None:
             self._failed = (example, found)
             self._first = self._first or self._failed
-        if found is not None:
             raise found
-
-    def _answered(self, example: Example) -> Exceeded | NotOffered | Refused | None:
-        """The outcome of an example; what the engine declines while a failure is made smaller is no outcome."""
-        if self._failed is not None:
-            with suppress(NotOffered, Refused):
-                return self._outcome(self._subject(0), example, self.tally)
-            return None
-        try:
-            return self._looked_at(example)
-        except (NotOffered, Refused) as declined:
-            return declined.with_traceback(None)
 
     def _looked_at(self, example: Example) -> Exceeded | None:
         """The outcome of an example after a second look: a suspicion that is not confirmed is only counted."""
@@ -182,6 +170,7 @@ class Runner:
         return None
 
     def _outcome(self, subject: Any, example: Example, tally: Tally) -> Exceeded | None:
+        """What exceeds; None also where the example decides nothing, or the engine declines it, which is tallied."""
         tally.examples += 1
         expect, draw = self._words(subject, tally, example.seed)
         try:
@@ -190,6 +179,9 @@ class Runner:
             return exceeded.with_traceback(None)
         except Unfit as unfit:
             tally.unresolved.append(str(unfit))
+            expect.bit = False
+        except (NotOffered, Refused) as declined:
+            tally.declined.append(declined.with_traceback(None))
             expect.bit = False
         finally:
             tally.bites += expect.bit
@@ -208,7 +200,6 @@ class Runner:
     def _smallest(self) -> tuple[Example, Exceeded] | None:
         """The smallest failing example, or the first, if fresh draws do not confirm the smallest."""
         assert self._failed is not None
-        with suppress(NotOffered, Refused):
-            if self._failed == self._first or self._confirmed(*self._failed):
-                return self._failed
+        if self._failed == self._first or self._confirmed(*self._failed):
+            return self._failed
         return self._first

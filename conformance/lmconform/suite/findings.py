@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from lmconform.adapter import Array
+from lmconform.adapter import Array, NotOffered, Refused
 from lmconform.checkpoints.edits import Edit
 from lmconform.checkpoints.layout import Checkpoint
 
@@ -71,8 +71,8 @@ class Tally:
     worst: float = 0.0
     """Largest error seen, in units of its budget."""
     unresolved: list[str] = field(default_factory=list)
-    refusals: list[str] = field(default_factory=list)
-    """Why an operator refused examples."""
+    declined: list[NotOffered | Refused] = field(default_factory=list)
+    """What the engine said of the examples that it did not answer."""
     suspicions: int = 0
     """Exceedances of noise's size that fresh draws did not confirm."""
     questions: int = 0

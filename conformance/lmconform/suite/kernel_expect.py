@@ -144,7 +144,6 @@ class KernelExpect:
 
 def kernel_words(kernel: Kernel, tally: Tally, seed: int) -> tuple[KernelExpect, KernelDraw]:
     """What a test of a kernel is called with, beside the kernel."""
-    kernel.tally = tally
     return KernelExpect(kernel, tally), KernelDraw(seed)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from lmconform.adapter import Array, AttentionOperator, NotOffered, Operator, Refused, RMSNormOperator, RopeOperator
+from lmconform.adapter import Array, AttentionOperator, NotOffered, Operator, RMSNormOperator, RopeOperator
 from lmconform.judging.operators import (
     AttentionCall,
     Call,
@@ -22,7 +22,6 @@ from lmconform.judging.operators import (
     Reading,
     RopeCall,
 )
-from lmconform.suite.findings import Tally, Unfit
 from lmconform.suite.plan import BLOCKS, block_edges
 from lmconform.suite.structures import Telling
 
@@ -65,7 +64,6 @@ class Kernel:
         self.name = name
         self.operator: Any = operator
         self.yardstick = yardstick
-        self.tally = Tally()
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -75,12 +73,8 @@ class Kernel:
         return tuple(self.operator.head_dims or WIDTHS)
 
     def answer(self, call: Call) -> Array:
-        """The kernel's answer, in float64. Raises Unfit if it refuses the call."""
-        try:
-            return np.asarray(self.operator.run(*call.inputs), np.float64)
-        except Refused as error:
-            self.tally.refusals.append(str(error))
-            raise Unfit(f"the engine refused: {error}") from None
+        """The kernel's answer, in float64."""
+        return np.asarray(self.operator.run(*call.inputs), np.float64)
 
     def as_input(self, values: Array) -> Array:
         """An answer as the input of another call; every format but float64 lies within float32."""
