@@ -20,7 +20,7 @@ def test_files_and_folders_are_those_of_the_list(tmp_path) -> None:
     (tmp_path / "known.toml").write_text('engine = "one"')
     path = written(
         tmp_path,
-        '[one]\nengine = "openai-http"\nrequirements = ["server.txt"]\nknown = "known.toml"\ntime_limit = 300\n'
+        '[one]\nengine = "openai-http"\nrequirements = ["server.txt"]\nknown = "known.toml"\ntime_limit = 300\nminutes = 40\n'
         'options = { command = "{python} {here}/serve.py", servers = 2 }\n',
     )
     (entry,) = read(path).values()
@@ -29,8 +29,8 @@ def test_files_and_folders_are_those_of_the_list(tmp_path) -> None:
     assert entry.options == {"command": "{python} {here}/serve.py", "servers": "2"}
     assert entry.serves, "so that the adapter runs beside the suite"
     command = f"command=/env/python {tmp_path}/serve.py"
-    given = ["openai-http", "--time-limit", "300.0", "--option", command, "--option", "servers=2", "--known"]
-    assert entry.arguments(Path("/env/python")) == [*given, str(tmp_path / "known.toml")]
+    given = ["openai-http", "--time-limit", "300.0", "--option", command, "--option", "servers=2", "--minutes", "40"]
+    assert entry.arguments(Path("/env/python")) == [*given, "--known", str(tmp_path / "known.toml")]
 
 
 def test_an_adapter_is_hosted_in_its_environment_and_one_without_in_ours() -> None:
@@ -56,6 +56,7 @@ def test_an_adapter_is_hosted_in_its_environment_and_one_without_in_ours() -> No
         ('[one]\nengine = "reference"\noptions = "a=b"', "the options of one are no table"),
         ('[one]\nengine = "reference"\ntime_limit = "long"', "the time_limit of one is 'long'"),
         ('[one]\nengine = "reference"\ntime_limit = -1', "the time_limit of one is -1"),
+        ('[one]\nengine = "reference"\nminutes = "many"', "the minutes of one is 'many'; a number of minutes"),
         ('[one]\nengine = "reference"\nrequirements = ["none.txt"]', "one names the file none.txt, and there is no"),
         ('[one]\nengine = "reference"\nknown = "none.toml"', "one names the file none.toml, and there is no"),
     ],

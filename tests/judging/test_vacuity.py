@@ -56,3 +56,14 @@ def test_a_silent_test_beside_one_that_bit_is_a_pass() -> None:
     outcome = Outcome(first, [*bitten, *records(first, [0])])
     assert outcome.verdict == Verdict.PASS
     assert outcome.silent == []
+
+
+@pytest.mark.parametrize(("declining", "wanted"), [(0, Verdict.VACUOUS), (4, Verdict.UNSUPPORTED)])
+@pytest.mark.parametrize("verdict", [Verdict.PASS, Verdict.UNSUPPORTED])
+def test_too_few_bites_are_no_lack_of_the_suite_where_the_engine_declined_examples(
+    declining: int, wanted: Verdict, verdict: Verdict
+) -> None:
+    (first, *_) = ALL
+    bitten, other = records(first, [MIN_BITES - 1]), records(first, [0])
+    other[0] |= {"declined": declining, "verdict": verdict, "reason": "the engine refused: too long"}
+    assert Outcome(first, [*bitten, *other]).verdict == wanted

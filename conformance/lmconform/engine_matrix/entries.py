@@ -36,6 +36,8 @@ class Entry:
     """Its known failures, each with a reason."""
     time_limit: float = 60.0
     """Seconds for one call."""
+    minutes: float | None = None
+    """For the whole run; None for the profile's."""
     folder: Path = OURS.parent
     """That of the list."""
 
@@ -49,6 +51,8 @@ class Entry:
         found = [self.engine, "--time-limit", str(self.time_limit)]
         for key, value in self.options.items():
             found += ["--option", f"{key}={value.replace(PYTHON, str(python)).replace(HERE, str(self.folder))}"]
+        if self.minutes:
+            found += ["--minutes", str(self.minutes)]
         if python and not self.serves:
             found += ["--python", str(python)]
         return [*found, "--known", str(self.known)] if self.known else found
@@ -77,7 +81,7 @@ def chosen(entries: Mapping[str, Entry], names: Sequence[str]) -> list[Entry]:
     return [entry for name, entry in entries.items() if not names or name in names]
 
 
-KEYS = ("engine", "options", "requirements", "without_dependencies", "known", "time_limit")
+KEYS = ("engine", "options", "requirements", "without_dependencies", "known", "time_limit", "minutes")
 
 
 def _entry(path: Path, name: str, value: Any) -> Entry:
@@ -90,9 +94,10 @@ def _entry(path: Path, name: str, value: Any) -> Entry:
     options = value.get("options", {})
     if not isinstance(options, dict):
         raise Unusable(f"{path}: the options of {name} are no table. Write options = {{ dtype = 'bfloat16' }}.")
-    limit = value.get("time_limit", Entry.time_limit)
-    if not isinstance(limit, int | float) or not limit > 0:
-        raise Unusable(f"{path}: the time_limit of {name} is {limit!r}; a number of seconds above 0 was expected.")
+    for key, unit in (("time_limit", "seconds"), ("minutes", "minutes")):
+        given = value.get(key, 1)
+        if not isinstance(given, int | float) or not given > 0:
+            raise Unusable(f"{path}: the {key} of {name} is {given!r}; a number of {unit} above 0 was expected.")
     known = value.get("known")
     return Entry(
         name,
@@ -101,7 +106,8 @@ def _entry(path: Path, name: str, value: Any) -> Entry:
         [_file(path, name, file) for file in value.get("requirements", [])],
         [_file(path, name, file) for file in value.get("without_dependencies", [])],
         None if known is None else _file(path, name, known),
-        float(limit),
+        float(value.get("time_limit", Entry.time_limit)),
+        value.get("minutes"),
         path.parent.resolve(),
     )
 

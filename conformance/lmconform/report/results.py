@@ -37,8 +37,9 @@ class Outcome:
 
     @property
     def declined(self) -> list[Mapping[str, Any]]:
-        """Tests that passed although the engine did not answer some of their examples."""
-        return [record for record in self.records if record["verdict"] == Verdict.PASS and record.get("declined")]
+        """Tests of which the engine did not answer some examples, and none of the others failed."""
+        quiet = (Verdict.PASS, Verdict.UNSUPPORTED)
+        return [record for record in self.records if record["verdict"] in quiet and record.get("declined")]
 
     @property
     def worst(self) -> float:
