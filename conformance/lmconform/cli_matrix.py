@@ -19,7 +19,9 @@ def matrix(
     ] = OURS,
     profile: Annotated[ProfileName, typer.Option(help="How much to do with each.")] = ProfileName.STANDARD,
     seed: Annotated[int, typer.Option(help="Seed of checkpoints and examples.", min=0)] = 0,
-    minutes: Annotated[float | None, typer.Option(help="Minutes for each engine; by default the profile's.")] = None,
+    minutes: Annotated[
+        float | None, typer.Option(help="Minutes for each engine; by default the entry's, or the profile's.")
+    ] = None,
     jobs: Annotated[int, typer.Option("--jobs", "-n", help="Workers, each with an engine of its own.", min=1)] = 1,
     report: Annotated[Path, typer.Option(help="Where matrix.json, matrix.md and the engines' reports go.")] = Path(
         "lmconform-matrix"

@@ -53,6 +53,23 @@ def test_a_signal_in_the_middle(tmp_path, number):
     wait_for(lambda: gone(pid))
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_a_matrix_judges_an_engine(tmp_path, number):
+    once = tmp_path / "once"
+    entry = f'[hanging]\nengine = "{ENGINES}:Faulty"\noptions = {{ fault = "hang", once = "{once}" }}\n'
+    (tmp_path / "engines.toml").write_text(entry)
+    given = ["--engines", "engines.toml", "--profile", "quick", "--report", "report"]
+    run = start(["-m", "lmconform", "matrix", *given], tmp_path)
+    pid = int(wait_for(lambda: once.exists() and once.read_text(), 60))
+    run.send_signal(number)
+    _, err = run.communicate(timeout=60)
+    assert run.returncode == 2
+    assert "Interrupted. report/matrix.md holds the engines that were judged" in err
+    assert "Traceback" not in err
+    wait_for(lambda: gone(pid))
+    assert (tmp_path / "report" / "hanging" / "report.json").exists(), "the check summed up what it had"
+
+
 def test_an_interrupt_while_the_engine_starts(tmp_path):
     (tmp_path / "slow.py").write_text(
         "import os, pathlib, time\n"

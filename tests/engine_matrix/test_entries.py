@@ -20,7 +20,8 @@ def test_files_and_folders_are_those_of_the_list(tmp_path) -> None:
     (tmp_path / "known.toml").write_text('engine = "one"')
     path = written(
         tmp_path,
-        '[one]\nengine = "openai-http"\nrequirements = ["server.txt"]\nknown = "known.toml"\ntime_limit = 300\nminutes = 40\n'
+        '[one]\nengine = "openai-http"\nrequirements = ["server.txt"]\nknown = "known.toml"\n'
+        "time_limit = 300\nminutes = 40\n"
         'options = { command = "{python} {here}/serve.py", servers = 2 }\n',
     )
     (entry,) = read(path).values()

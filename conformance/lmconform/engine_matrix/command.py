@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +51,7 @@ def run(wish: Wish) -> int:
 
     0: every engine that was judged conforms; 1: one does not; 2: none was judged. Raises CannotJudge.
     """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: end the check, and keep the rows
     console, entries = Console(highlight=False), _read(wish.entries)
     rows: list[Row] = []
     try:
