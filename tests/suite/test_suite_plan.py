@@ -134,3 +134,14 @@ def test_a_given_checkpoint_is_judged_by_the_laws_alone(bench, tmp_path: Path) -
     assert found.examples(Case(GIVEN)) < PROFILES["quick"].examples
     with pytest.raises(NotOffered):
         found.material(f"{GIVEN}~anything")
+
+
+@pytest.mark.parametrize("instruments", [INSTRUMENTS, WIDE_INSTRUMENTS])
+@pytest.mark.parametrize(
+    ("formats", "narrow"),
+    [({}, False), ({"kv_cache": "float16", "compute": "tf32"}, True), ({"compute": "float16"}, True)],
+)
+def test_loud_keys_are_finite_in_the_cache_too(instruments, formats, narrow) -> None:
+    """A right engine with a float16 cache would answer with NaN otherwise."""
+    made = instruments[LOUD_SCOPE](Precision(**formats))
+    assert made.checkpoint.recipe["narrow"] is narrow

@@ -95,7 +95,8 @@ def _window_scope(precision: Precision, shape: Shape = SCOPE_SHAPE) -> Material:
 
 
 def _loud_scope(precision: Precision, shape: Shape = SCOPE_SHAPE) -> Material:
-    scope = attention_scope("loud", narrow=precision.compute == "float16", shape=shape, content=CONTENT)
+    narrow = "float16" in (precision.compute, precision.kv_cache)  # loud keys must be finite in the cache as well
+    scope = attention_scope("loud", narrow=narrow, shape=shape, content=CONTENT)
     return Material(scope.checkpoint, LENGTHS[0], scope)
 
 
