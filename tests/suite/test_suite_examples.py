@@ -169,17 +169,25 @@ def test_an_example_that_is_declined_decides_nothing_and_the_others_are_judged()
     assert [str(one) for one in under.tally.declined] == ["not now"]
 
 
-def test_a_suspicion_whose_fresh_draws_are_declined_is_no_failure() -> None:
+@pytest.mark.parametrize("when", ["asked", "loaded"])
+def test_a_suspicion_whose_fresh_draws_are_declined_is_no_failure_and_hides_none(when) -> None:
     fresh = FakeSubject()
+
+    def redrawn(number):
+        if when == "loaded":
+            raise Refused("not these weights")
+        return fresh
 
     def body(model, expect, draw, n):
         if model is fresh:
             raise Refused("not these weights")
-        raise exceeded(2.0)
+        raise exceeded(2.0 if n < 90 else 1e6)
 
-    under = runner(body, lambda number: fresh, n=st.integers(0, 3))
+    under = runner(body, redrawn, n=st.integers(0, 89))
     assert under.search(4, 1) is None
     assert under.tally.suspicions == 4
+    example, _ = runner(body, redrawn, n=st.integers(0, 100)).search(50, 1)
+    assert example.structure["n"] >= 90
 
 
 @pytest.mark.parametrize("confirmed", range(REDRAWS + 1))

@@ -92,7 +92,7 @@ class Bench:
         set_hypothesis_home_dir(self._shelf.folder / "hypothesis")  # nothing in the user's folder
         self._subjects: OrderedDict[Case, Subject] = OrderedDict()
         self._fault: AdapterOff | EngineFault | NotOffered | Refused | None = None
-        self._declined: dict[Case, Refused] = {}
+        self._refused: dict[Case, Refused] = {}
         """Checkpoints that the engine refused to load: it is taken at its word."""
         self._ready: set[str | None] = set()
         self._breakdowns = 0
@@ -244,8 +244,8 @@ class Bench:
         return subject
 
     def _loaded(self, case: Case) -> Subject:
-        if case in self._declined:
-            raise self._declined[case].with_traceback(None)
+        if case in self._refused:
+            raise self._refused[case].with_traceback(None)
         material, yardstick, path = self._shelf.item(case.checkpoint, self.plan)
         self._make_room(_size(material))
         needs = Needs(
@@ -257,7 +257,7 @@ class Bench:
         try:
             model = self.connection.load(path, needs)
         except Refused as refused:
-            self._declined[case] = refused
+            self._refused[case] = refused
             raise
         loaders = self._edited(case), self._with_room(case)
         return Subject(model, material, yardstick, case, *loaders, self.plan.profile.draws)

@@ -143,7 +143,7 @@ class Runner:
 
     def replay(self, example: Example) -> Exceeded | None:
         """Judge one example, with no second look."""
-        return self._outcome(self._subject(0), example, self.tally)
+        return self._outcome(0, example, self.tally)
 
     def _judge(self, example: Example) -> None:
         """Raise the example's Exceeded, from this one line, whenever it is asked for."""
@@ -163,27 +163,30 @@ class Runner:
 
     def _looked_at(self, example: Example) -> Exceeded | None:
         """The outcome of an example after a second look: a suspicion that is not confirmed is only counted."""
-        exceeded = self._outcome(self._subject(0), example, self.tally)
+        exceeded = self._outcome(0, example, self.tally)
         if exceeded is None or self._confirmed(example, exceeded):
             return exceeded
         self.tally.suspicions += 1
         return None
 
-    def _outcome(self, subject: Any, example: Example, tally: Tally) -> Exceeded | None:
-        """What exceeds; None also where the example decides nothing, or the engine declines it, which is tallied."""
+    def _outcome(self, number: int, example: Example, tally: Tally) -> Exceeded | None:
+        """What exceeds on subject ``number``; None also where nothing is decided, or where the engine declines.
+
+        Both are tallied.
+        """
         tally.examples += 1
-        expect, draw = self._words(subject, tally, example.seed)
         try:
+            subject = self._subject(number)
+            expect, draw = self._words(subject, tally, example.seed)
             self._spec.body(subject, expect, draw, **example.structure)
         except Exceeded as exceeded:
+            tally.bites += expect.bit
             return exceeded.with_traceback(None)
         except Unfit as unfit:
             tally.unresolved.append(str(unfit))
-            expect.bit = False
         except (NotOffered, Refused) as declined:
             tally.declined.append(declined.with_traceback(None))
-            expect.bit = False
-        finally:
+        else:
             tally.bites += expect.bit
         return None
 
@@ -193,7 +196,7 @@ class Runner:
             return True
         for number in range(1, REDRAWS + 1):
             again = Example(example.structure, (example.seed + number * 7919) % SEEDS)
-            if self._outcome(self._subject(number), again, Tally()) is None:
+            if self._outcome(number, again, Tally()) is None:
                 return False
         return True
 
