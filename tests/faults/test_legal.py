@@ -13,7 +13,7 @@ TELLING = {
     "products": ("PNR-1", "PNR-5", "PNR-11", "DEC-4"),
     "positions": ("ROPE-1", "ROPE-4", "ROPE-7", "ROPE-8"),
     "scores": ("CAT-1", "CM-1", "DEC-1", "ROPE-1", "ROPE-2"),
-    "caches": ("CM-5", "KV-2", "KV-4", "KV-8", "KV-11", "KV-14"),
+    "caches": ("CM-5", "SDP-7", "KV-2", "KV-4", "KV-8", "KV-11", "KV-14"),
     "batches": ("CM-7", "CAT-3", "STOP-16", "STOP-19"),
     "sampling": ("CAT-2", "CAT-5", "CAT-6", "CAT-8", "CAT-11", "CAT-19"),
     "endings": ("KV-13", "STOP-5", "STOP-7", "STOP-10", "STOP-13", "STOP-20"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -188,6 +189,19 @@ class ArrivalForm(CausalAttention):
         return heads.transpose(1, 2).flatten(2)  # [B, T, H_q * D]
 
 
+class Float16Cache(OwnCache):
+    """Keys and values are rounded to float16 as they enter, and widened as they are read."""
+
+    def __init__(
+        self, config: Config, rows: int, capacity: int, dtype: torch.dtype, device: torch.device | str
+    ) -> None:
+        super().__init__(config, rows, capacity, torch.float16, device)
+
+    def write(self, layer: int, positions: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        held = super().write(layer, positions, keys.to(torch.float16), values.to(torch.float16))
+        return held[0].to(keys.dtype), held[1].to(values.dtype)
+
+
 def caching(cls: type[OwnCache]) -> Mapping[type[nn.Module], type[nn.Module]]:
     """Return the decoder of each family with a cache of its own."""
 
@@ -224,6 +238,17 @@ class Paged(Rebuilt):
 
     name = "legal: paged cache"
     parts = caching(PagedCache)
+
+
+class CachesInFloat16(Rebuilt):
+    """float32 with a float16 cache, and declared so."""
+
+    name = "legal: float16 cache"
+    parts = caching(Float16Cache)
+
+    def __init__(self, **options: str) -> None:
+        super().__init__(**options)
+        self.precision = replace(self.precision, kv_cache="float16")
 
 
 class SlotsInOrderOfArrival(Rebuilt):
@@ -285,6 +310,7 @@ LEGAL = (
     legal(CacheOfHeads, "a cache [B, H_kv, S, D]: another layout of the same numbers"),
     legal(Paged, "blocks of 16 slots from a pool, given back and taken again: a table says where a position lies"),
     legal(Paged, "the same in bfloat16", dtype="bfloat16"),
+    legal(CachesInFloat16, "a cache in float16 beside products in float32: it is declared, and costs digits and range"),
     legal(SlotsInOrderOfArrival, "padding takes slots and is masked: the mask follows from positions, not from slots"),
     legal(ComputesAgain, "sessions score all their tokens again: a cache saves work, and changes no score"),
     legal(ComputesAgain, "the same in bfloat16, where products of other shapes round otherwise", dtype="bfloat16"),
