@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import socket
 import sys
 import time
@@ -11,7 +12,6 @@ import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from multiprocessing.connection import wait
-from signal import Signals
 from typing import Any
 
 import torch
@@ -23,6 +23,10 @@ START_SECONDS = 300.0
 """How long a process may take to import what it needs."""
 DEATH_SECONDS = 10.0
 """How long rank 0, when a pass has failed, waits for news of another rank's end."""
+
+
+LEAVING_SECONDS = 1.0
+"""How long a rank that failed waits for the end of rank 0, whose connections may break a moment before it ends."""
 
 
 class RankError(RuntimeError):
@@ -102,7 +106,8 @@ class Workers:
             if self.store.check([_fault(rank)]):
                 told.append(f"Rank {rank} failed with {self.store.get(_fault(rank)).decode()}")
             elif (code := process.exitcode) is not None:
-                told.append(f"Rank {rank} ended with {Signals(-code).name if code < 0 else f'exit code {code}'}.")
+                end = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+                told.append(f"Rank {rank} ended with {end}.")
         return " ".join(told)
 
 
@@ -110,6 +115,7 @@ def _work(
     index: int, work: Callable[..., None], arguments: tuple[Any, ...], size: int, port: int, threads: int
 ) -> None:
     """What a process does."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # torch sends it when rank 0 dies: end at once, and in silence
     torch.set_num_threads(threads)
     rank = index + 1
     store = dist.TCPStore(LOOPBACK, port, is_master=False)
@@ -118,6 +124,8 @@ def _work(
         work(*arguments, rank=rank, world_size=size, store=store)
     except Exception as error:
         first = multiprocessing.parent_process()
+        if first is not None:
+            first.join(LEAVING_SECONDS)
         if first is None or not first.is_alive():
             return  # rank 0 has gone, and with it the work
         traceback.print_exc()
