@@ -267,11 +267,17 @@ def test_bad_options_are_told(python: Path, option: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fault", "caught"),
-    [(None, set()), ("SwapsKVHeads", {"GQA-1"}), ("ChangesEps", {"PNR-5"}), ("DropsTheBase", {"ROPE-2"})],
+    ("fault", "caught", "also"),
+    [
+        (None, set(), set()),
+        ("SwapsKVHeads", {"GQA-1"}, set()),
+        ("ChangesEps", {"PNR-5"}, own_environment.THROUGH_EPS),
+        ("DropsTheBase", {"ROPE-2"}, set()),
+    ],
 )
 def test_a_fault_in_the_checkpoint_is_caught_by_its_mechanism(
-    python: Path, fault: str | None, caught: set[str]
+    python: Path, fault: str | None, caught: set[str], also: set[str]
 ) -> None:
     with own_environment.connected("vllm" if fault is None else f"{FAULTS}:{fault}", python) as engine:
-        assert own_environment.failing(engine, "GQA-1", "ROPE-2", "PNR-5") == caught
+        failed = own_environment.failing(engine, "GQA-1", "ROPE-2", "PNR-5")
+    assert caught <= failed <= caught | also
