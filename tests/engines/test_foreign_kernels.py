@@ -107,7 +107,7 @@ def test_a_format_that_jax_has_no_product_for_is_not_offered() -> None:
 
 
 def test_kernels_with_a_fault_are_caught_by_its_mechanism() -> None:
-    python = own_environment.interpreter("LMCONFORM_MLX_PYTHON", "mlx-kernels.txt")
+    python = own_environment.interpreter("LMCONFORM_MLX_PYTHON", "mlx.txt")  # its faults are in one file with mlx-lm's
     wanted = ("GQA-1", "GQA-2", "PNR-5", "ROPE-2", "CM-4", "SDP-1", "ROPE-13")
     with own_environment.connected(f"{FAULTS}:KernelsInAnotherShape", python) as connection:
         records = own_environment.judge(connection, *wanted, doors=("operators",))
