@@ -23,8 +23,6 @@ START_SECONDS = 300.0
 """How long a process may take to import what it needs."""
 DEATH_SECONDS = 10.0
 """How long rank 0, when a pass has failed, waits for news of another rank's end."""
-
-
 LEAVING_SECONDS = 1.0
 """How long a rank that failed waits for the end of rank 0, whose connections may break a moment before it ends."""
 

@@ -7,9 +7,11 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from lmconform.adapter import Refused
 from lmconform.judging.verdict import Verdict
 from lmconform.report.results import plain
 from lmconform.suite.bench import Bench, Record
+from lmconform.suite.examples import Example, Runner
 from lmconform.suite.modules import decisions
 from lmconform.suite.plan import Case, Plan, on_one_checkpoint
 from lmconform.suite.replay import _tuple
@@ -57,3 +59,14 @@ def test_failing_examples_of_a_test_are_tried_again_in_that_test_alone(tmp_path)
     failed = {record.test for record in records if record.verdict == Verdict.FAIL}
     assert failed < {record.test for record in records}
     assert {folder.name for folder in tmp_path.iterdir() if any(folder.iterdir())} == failed
+
+
+def test_a_replay_that_the_engine_declines_is_no_pass(bench, monkeypatch) -> None:
+    spec = next(spec for spec in decisions() if spec.body.__name__ == "test_no_future_token_changes_a_score")
+
+    def declining(self, example):
+        self.tally.declined.append(Refused("not today"))
+
+    monkeypatch.setattr(Runner, "replay", declining)
+    record = bench.replay(spec, Case("loud-0"), Example({}, 0))
+    assert (record.verdict, record.reason) == (Verdict.UNSUPPORTED, "the engine refused: not today")

@@ -120,9 +120,12 @@ class Bench:
         """Judge one recorded example again; never raises what the engine did."""
         record = Record(spec.requirement, Verdict.PASS, spec.body.__name__, spec.door, str(case))
         with _recorded(record):
-            exceeded = self._runner(spec, case).replay(example)
+            runner = self._runner(spec, case)
+            exceeded = runner.replay(example)
             if exceeded is not None:
                 self._fail(record, spec, case, example, exceeded)
+            elif runner.tally.declined:
+                raise runner.tally.declined[0]
         return record
 
     def subject(self, case: Case) -> Subject:

@@ -21,8 +21,8 @@ OPTIONS = {"cpu": {"cpp_wrapper": True}, "cuda": {"coordinate_descent_tuning": T
 """For torch.compile, by device.
 
 On a CPU the hundreds of kernels of a step are called from C++; from Python, their calls took 2 to 5 % of a step of
-134M parameters. On CUDA, where a recording calls them, a product with one row
-is bound by reading the weights; triton's kernels, tuned, then stand in for the library's.
+134M parameters. On CUDA, where a recording calls them, a product with one row is bound by reading the weights; triton's
+kernels, tuned, then stand in for the library's.
 """
 WARM_UP = 3
 """Runs before a recording, in which libraries take the memory that they work in."""
