@@ -116,5 +116,4 @@ class GPT2(CausalLM):
         x = self.wte(tokens) + self.wpe(positions.clamp(min=0))  # [B, T, hidden_size]; padding reads position 0
         for block in self.h:
             x = block(x, positions, cache)
-        x = self.ln_f(last_of_each(x, positions) if last else x)
-        return F.linear(x, self.wte.weight)
+        return self.logits(self.ln_f(last_of_each(x, positions) if last else x))

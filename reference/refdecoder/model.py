@@ -159,6 +159,15 @@ class CausalLM(nn.Module):
         weight = self.embed_tokens.weight
         return Cache(self.config, rows, capacity, weight.dtype, weight.device, self.kv_heads)
 
+    @property
+    def head(self) -> Tensor:
+        """The weight that makes logits, [V, hidden_size]; that of the embedding, where both are tied."""
+        return self.embed_tokens.weight
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Return the logits [..., V] of ``x`` [..., hidden_size], what the last norm gave."""
+        return F.linear(x, self.head)
+
     def forward(self, tokens: Tensor, positions: Tensor, cache: Cache, last: bool = False) -> Tensor:
         """Return logits [B, T, V]; with ``last`` those of every row's last token alone, [B, V].
 
@@ -201,12 +210,15 @@ class Decoder(CausalLM):
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.requires_grad_(False)
 
+    @property
+    def head(self) -> Tensor:
+        """The weight that makes logits, [V, hidden_size]."""
+        return self.embed_tokens.weight if self.config.tie_word_embeddings else self.lm_head.weight
+
     def forward(self, tokens: Tensor, positions: Tensor, cache: Cache, last: bool = False) -> Tensor:
         """Return logits [B, T, V], or [B, V]; see ``CausalLM.forward``."""
         x = self.embed_tokens(tokens)  # [B, T, hidden_size]
         cos, sin = cos_sin(positions.clamp(min=0), self.config.rope, self.config.head_dim, x.dtype)
         for block in self.layers:
             x = block(x, positions, cos, sin, cache)
-        x = self.norm(last_of_each(x, positions) if last else x)
-        head = self.embed_tokens if self.config.tie_word_embeddings else self.lm_head
-        return F.linear(x, head.weight)
+        return self.logits(self.norm(last_of_each(x, positions) if last else x))

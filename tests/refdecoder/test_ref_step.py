@@ -1,5 +1,6 @@
 """What a step of the fast path may not do: read back, move, change shape, compile again; counted, not timed."""
 
+import copy
 import functools
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from ref_common import tokens
+from ref_common import off, tokens
 from torch import Tensor
 from torch.profiler import profile
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -188,6 +189,47 @@ def test_many_generators_do_not_use_up_a_limit(model: CausalLM, graphs: list[tor
         generator = FastGenerator(model, 1, capacity, compile=True)
         assert generator.generate([Request(PROMPT, 3)]) == generate(model, [Request(PROMPT, 3)])
     assert len(graphs) == 10
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+@pytest.mark.parametrize("biases", [False, True])
+def test_products_of_one_row_are_compiled_as_sums(
+    save: Callable[..., Path], graphs: list[torch.fx.GraphModule], rows: int, biases: bool
+) -> None:
+    """With more rows a library's product is the faster one. 37 ids leave the head with parts of two sizes."""
+    model = load(save(attention_bias=biases, mlp_bias=biases, tie_word_embeddings=not biases), torch.float64)
+    requests = [Request(PROMPT, 12, logprobs=4)] * rows
+    found = FastGenerator(model, rows, 40, compile=True).generate(requests)
+    for one, wanted in zip(found, generate(model, requests), strict=True):
+        assert one.tokens == wanted.tokens
+        for got, exact in zip(one.logprobs or (), wanted.logprobs or (), strict=True):
+            assert got == pytest.approx(exact, abs=1e-12)
+    called = Counter(getattr(node.target, "__name__", str(node.target)) for node in graphs[0].graph.nodes)
+    assert called["linear"] == (0 if rows == 1 else 2 * 4 + 1)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own modules, as its compiler imports them
+@pytest.mark.skipif(prepare.missing_compiler(torch.device("cpu")) is not None, reason="no C++ compiler")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_one_compiled_row_is_as_exact_as_the_plain_loop(llama: Path, dtype: torch.dtype) -> None:
+    """In C++, and in the formats that are used: each against the plain loop in float64, up to the first other token."""
+    model = load(llama, dtype)
+    request = Request(PROMPT, 13, logprobs=37)
+    [exact] = generate(copy.deepcopy(model).double(), [request])
+    error = {}
+    for name, [found] in (
+        ("plain", generate(model, [request])),
+        ("compiled", FastGenerator(model, 1, 40, compile=True).generate([request])),
+    ):
+        pairs = zip(found.tokens, exact.tokens, strict=True)
+        same = next((i for i, (got, wanted) in enumerate(pairs) if got != wanted), 13)
+        got, wanted = (
+            torch.tensor([[one[j] for j in range(37)] for one in each.logprobs[:same]]) for each in (found, exact)
+        )
+        error[name] = off(got, wanted)
+        assert same >= 3
+    assert error["compiled"] < 3 * error["plain"]
 
 
 @pytest.mark.slow

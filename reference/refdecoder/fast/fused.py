@@ -54,6 +54,14 @@ class FusedLayerNorm(LayerNorm):
         return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
 
 
+class FusedLinear(nn.Linear):
+    """A product that may be compiled with what is around it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``x`` [..., in] to [..., out]."""
+        return linear(x, self.weight, self.bias)
+
+
 class FusedForm(CausalAttention):
     """Attention over a ``StaticCache``, which holds the mask of the pass, by fused kernels with native GQA."""
 
@@ -90,7 +98,7 @@ class FusedAttention(FusedForm, Attention):
     def project(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries [B, T, H_q, D], keys and values [B, T, H_kv, D]; queries and keys are turned, values not."""
         H_q, H_kv = self.config.num_attention_heads, self.config.num_key_value_heads
-        heads = F.linear(x, self.qkv_weight, self.qkv_bias)
+        heads = linear(x, self.qkv_weight, self.qkv_bias)
         heads = heads.unflatten(-1, (-1, self.config.head_dim))  # [B, T, H_q + 2 H_kv, D]
         turning, v = heads.split((H_q + H_kv, H_kv), dim=2)
         q, k = turned(turning, cos, sin).split((H_q, H_kv), dim=2)
@@ -110,12 +118,16 @@ class FusedMLP(MLP):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``x`` [B, T, hidden_size] to the same shape."""
-        gate, up = F.linear(x, self.gate_up_weight, self.gate_up_bias).chunk(2, dim=-1)
+        gate, up = linear(x, self.gate_up_weight, self.gate_up_bias).chunk(2, dim=-1)
         return self.down_proj(self.activation(gate) * up)
 
 
 class StaticModel(CausalLM):
-    """A model whose caches are static."""
+    """A model whose caches are static, and whose head may be compiled with what is around it."""
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Return the logits [..., V] of ``x`` [..., hidden_size]."""
+        return linear(x, self.head)
 
     def new_cache(self, rows: int, capacity: int) -> StaticCache:
         """Return an empty cache for ``rows`` rows of up to ``capacity`` tokens, in this model's format and place."""
@@ -134,6 +146,7 @@ class FusedGPT2(StaticModel, GPT2):
 FUSED: Mapping[type[nn.Module], type[nn.Module]] = {
     RMSNorm: FusedNorm,
     LayerNorm: FusedLayerNorm,
+    nn.Linear: FusedLinear,
     Attention: FusedAttention,
     GPT2Attention: FusedGPT2Attention,
     MLP: FusedMLP,
@@ -141,6 +154,24 @@ FUSED: Mapping[type[nn.Module], type[nn.Module]] = {
     GPT2: FusedGPT2,
 }
 """What stands in for which class."""
+
+STREAMS = 4
+"""Parts of a weight that are read side by side. One leaves a core waiting for memory; eight gained nothing more."""
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return x W^T + b, [..., out], for ``x`` [..., in], ``weight`` [out, in] and ``bias`` [out].
+
+    With one row each number of the weight is used once, so that reading is all there is to do. Written as sums, the
+    product is compiled for a CPU into loops of its own, with the norm before it. These read a model of 134M parameters
+    3 to 12 % faster than a library's product, which is made for many rows. On a GPU the compiler does this by itself.
+    """
+    if not torch.compiler.is_compiling() or x.device.type != "cpu" or x.numel() != x.shape[-1]:
+        return F.linear(x, weight, bias)
+    number = wide(x.dtype)
+    row = x.flatten().to(number)  # [in]
+    y = torch.cat([(part.to(number) * row).sum(dim=-1) for part in weight.chunk(STREAMS)])  # [out]
+    return (y if bias is None else y + bias).to(x.dtype).view(*x.shape[:-1], -1)
 
 
 def joined(*parts: nn.Linear) -> tuple[Tensor, Tensor | None]:
