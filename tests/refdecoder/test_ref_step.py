@@ -176,6 +176,10 @@ def test_a_kind_of_step_is_compiled_once(model: CausalLM, graphs: list[torch.fx.
         for requests in ([Request(PROMPT, 30), Request(PROMPT[:4], 40)], [Request(PROMPT[:1], 63)]):
             assert generator.generate(requests) == generate(model, requests)
     assert len(graphs) == 1
+    softmax = next(node for node in graphs[0].graph.nodes if node.target == "softmax")
+    B, H_kv, G, S = softmax.meta["example_value"].shape
+    assert (B, H_kv, G) == (2, 2, 2)
+    assert isinstance(S, torch.SymInt)  # slots in use, not all
     sampled = [Request(PROMPT, 30, Sampler(1.0, 5, 0.9, 0.1), Stops((3,), min_new_tokens=5), seed=1, logprobs=2)]
     first = generator.generate(sampled)
     assert first == generator.generate(sampled)
@@ -240,6 +244,9 @@ def test_the_compiled_step_copies_no_cache(save: Callable[..., Path]) -> None:
     model = load(save(num_hidden_layers=1), torch.float64)
     generator, requests = FastGenerator(model, 2, 64, compile=True), [Request(PROMPT, 20), Request(PROMPT[:4], 9)]
     assert generator.generate(requests) == generate(model, requests)
+    with torch.compiler.set_stance("fail_on_recompile"):  # 2 slots to 63
+        longest = [Request(PROMPT[:1], 63)]
+        assert generator.generate(longest) == generate(model, longest)
     [(step, _)] = generator.steps.values()
     with torch.inference_mode(), profile(profile_memory=True) as seen:
         generator.count.zero_()

@@ -32,8 +32,8 @@ from .static import StaticCache
 class FastGenerator:
     """Generates in batches of up to B rows, one batch after the other, with one cache and with steps prepared once.
 
-    A step that is compiled or recorded reads the whole cache every time, so that its shapes stay: ask for the capacity
-    that is needed, and no more. Any other step reads the slots in use, whose number the host knows by counting.
+    A recorded step reads the whole cache every time, so that its shapes stay: on CUDA ask for the capacity that is
+    needed, and no more. Any other step reads the slots in use, whose number the host knows by counting.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class FastGenerator:
         cuda = device.type == "cuda"
         self.model, self.rows, self.device = fused(model), rows, device
         self.compile = (cuda and missing_compiler(device) is None) if compile is None else compile
-        self.whole = whole or self.compile or cuda
+        self.whole = whole or cuda
         self.window = (1 if device.type == "cpu" else 16) if window is None else window
         if self.window < 1:
             raise InputError(f"window is {window}; it must be 1 or more, or None.")

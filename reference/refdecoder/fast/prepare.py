@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..errors import InputError
 
@@ -31,13 +32,13 @@ WARM_UP = 3
 def prepared(step: Step, slots: int, device: torch.device, compile: bool) -> Step:
     """Return ``step`` compiled, if ``compile`` says so, and recorded, if ``device`` is a CUDA device.
 
-    It is run for that, with all ``slots`` slots seen, so all rows must rest. What is returned reads all slots, too.
+    It is run for that, with all ``slots`` slots seen, so all rows must rest. A recorded step reads all of them forever.
 
     Raises:
         InputError: there is nothing to compile with.
     """
     if compile:
-        step = _compiled(step, device)
+        step = _compiled(step, slots, device)
         with warnings.catch_warnings():
             # The function that has a cache gives the same tensor for the same arguments, cached or not.
             warnings.filterwarnings("ignore", "Dynamo detected a call to a `functools.lru_cache`")
@@ -53,15 +54,30 @@ def missing_compiler(device: torch.device) -> str | None:
     return None if shutil.which(name) else f"a C++ compiler (looked for {name}; the variable CXX may name another)"
 
 
-def _compiled(step: Step, device: torch.device) -> Step:
-    """Return ``step`` as one graph for the shapes of its first run."""
+def _compiled(step: Step, slots: int, device: torch.device) -> Step:
+    """Return ``step`` as one graph for every number of slots seen; it never takes rows for aligned.
+
+    An int would be a constant of the graph. So what is compiled takes a tensor of as many entries, for its size alone.
+    """
     if missing := missing_compiler(device):
         raise InputError(f"torch.compile cannot work here without {missing}. Install it, or pass compile=False.")
     settings: dict[str, Any] = {"options": OPTIONS.get(device.type, {})}
     if "isolate_recompiles" in inspect.signature(torch.compile).parameters:  # newer than torch 2.11
         settings["isolate_recompiles"] = True  # so that many generators do not use up one limit
-    made: Step = torch.compile(step, fullgraph=True, dynamic=False, **settings)
-    return made
+
+    def sized(entries: Tensor) -> None:
+        step(entries.shape[0], False)
+
+    made = torch.compile(sized, fullgraph=True, dynamic=False, **settings)
+    ruler = torch.empty(slots, dtype=torch.bool)
+
+    def run(seen: int, aligned: bool) -> None:
+        entries = ruler[:seen]
+        if slots > 2 and device.type != "cuda":  # a recording has one size
+            torch._dynamo.mark_dynamic(entries, 0, min=2, max=slots)
+        made(entries)
+
+    return run
 
 
 def _recorded(step: Step, slots: int, device: torch.device) -> Step:
