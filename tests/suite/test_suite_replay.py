@@ -1,7 +1,7 @@
 """Whatever an example is drawn from survives the file of a counterexample."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
@@ -11,7 +11,8 @@ from lmconform.adapter import Refused
 from lmconform.judging.verdict import Verdict
 from lmconform.report.results import plain
 from lmconform.suite.bench import Bench, Record
-from lmconform.suite.examples import Example, Runner
+from lmconform.suite.examples import Example
+from lmconform.suite.findings import Unfit
 from lmconform.suite.modules import decisions
 from lmconform.suite.plan import Case, Plan, on_one_checkpoint
 from lmconform.suite.replay import _tuple
@@ -61,12 +62,21 @@ def test_failing_examples_of_a_test_are_tried_again_in_that_test_alone(tmp_path)
     assert {folder.name for folder in tmp_path.iterdir() if any(folder.iterdir())} == failed
 
 
-def test_a_replay_that_the_engine_declines_is_no_pass(bench, monkeypatch) -> None:
+@pytest.mark.parametrize(
+    ("error", "verdict", "reason"),
+    [
+        (Refused("not today"), Verdict.UNSUPPORTED, "the engine refused: not today"),
+        (
+            Unfit("legal errors are 3 beside a spread of 2"),
+            Verdict.UNRESOLVED,
+            "legal errors are 3 beside a spread of 2",
+        ),
+    ],
+)
+def test_a_replay_that_decides_nothing_is_no_pass(bench, error, verdict, reason) -> None:
+    def body(subject, expect, draw, **structure):
+        raise error
+
     spec = next(spec for spec in decisions() if spec.body.__name__ == "test_no_future_token_changes_a_score")
-
-    def declining(self, example):
-        self.tally.declined.append(Refused("not today"))
-
-    monkeypatch.setattr(Runner, "replay", declining)
-    record = bench.replay(spec, Case("loud-0"), Example({}, 0))
-    assert (record.verdict, record.reason) == (Verdict.UNSUPPORTED, "the engine refused: not today")
+    record = bench.replay(replace(spec, body=body), Case("loud-0"), Example({}, 0))
+    assert (record.verdict, record.reason) == (verdict, reason)

@@ -124,8 +124,8 @@ class Bench:
             exceeded = runner.replay(example)
             if exceeded is not None:
                 self._fail(record, spec, case, example, exceeded)
-            elif runner.tally.declined:
-                raise runner.tally.declined[0]
+            else:
+                _settle(record, runner.tally)
         return record
 
     def subject(self, case: Case) -> Subject:
@@ -153,12 +153,8 @@ class Bench:
             record.declined, record.reason = len(tally.declined), _sentence(tally.declined[0], record.door)
         if found is not None:
             self._fail(record, spec, case, *found)
-        elif not tally.bites and tally.declined:
-            raise tally.declined[0]
-        elif not tally.bites and tally.unresolved:
-            record.verdict, record.reason = Verdict.UNRESOLVED, tally.unresolved[0]
         else:
-            record.verdict = Verdict.PASS
+            _settle(record, tally)
 
     def _runner(self, spec: Decides, case: Case) -> Runner:
         if spec.door == "operators":
@@ -299,6 +295,16 @@ def _recorded(record: Record) -> Iterator[None]:
         record.verdict, record.reason = Verdict.ERROR, f"adapter: {error}"
     except EngineFault as fault:
         record.verdict, record.reason, record.detail = Verdict.ERROR, str(fault), fault.detail
+
+
+def _settle(record: Record, tally: Tally) -> None:
+    """Say what examples without a failure amount to. Raises what the engine declined with, if nothing else was said."""
+    if not tally.bites and tally.declined:
+        raise tally.declined[0]
+    if not tally.bites and tally.unresolved:
+        record.verdict, record.reason = Verdict.UNRESOLVED, tally.unresolved[0]
+    else:
+        record.verdict = Verdict.PASS
 
 
 def _sentence(error: NotOffered | Refused, door: str) -> str:
