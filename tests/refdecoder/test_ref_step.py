@@ -150,6 +150,20 @@ def test_operators_of_a_layer(save: Callable[..., Path]) -> None:
 # --- compiled ---------------------------------------------------------------------------------------------------------
 
 
+def in_cpp(test: Callable[..., None]) -> Callable[..., None]:
+    """Mark a test that has torch's C++ compiler make a step."""
+    marks = [
+        pytest.mark.slow,
+        pytest.mark.filterwarnings(
+            "ignore::DeprecationWarning"
+        ),  # of torch's own modules, as its compiler imports them
+        pytest.mark.skipif(prepare.missing_compiler(torch.device("cpu")) is not None, reason="no C++ compiler"),
+    ]
+    for mark in marks:
+        test = mark(test)
+    return test
+
+
 @pytest.fixture
 def graphs(monkeypatch: pytest.MonkeyPatch) -> list[torch.fx.GraphModule]:
     """The graphs that torch.compile makes; a backend that runs them as they are stands in for the C++ compiler."""
@@ -212,9 +226,7 @@ def test_products_of_one_row_are_compiled_as_sums(
     assert called["linear"] == (0 if rows == 1 else 2 * 4 + 1)
 
 
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own modules, as its compiler imports them
-@pytest.mark.skipif(prepare.missing_compiler(torch.device("cpu")) is not None, reason="no C++ compiler")
+@in_cpp
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_one_compiled_row_is_as_exact_as_the_plain_loop(llama: Path, dtype: torch.dtype) -> None:
     """In C++, and in the formats that are used: each against the plain loop in float64, up to the first other token."""
@@ -233,12 +245,10 @@ def test_one_compiled_row_is_as_exact_as_the_plain_loop(llama: Path, dtype: torc
         )
         error[name] = off(got, wanted)
         assert same >= 3
-    assert error["compiled"] < 3 * error["plain"]
+    assert error["compiled"] < 3 * error["plain"]  # measured: 1.3 times in float32, 0.6 in bfloat16
 
 
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own modules, as its compiler imports them
-@pytest.mark.skipif(prepare.missing_compiler(torch.device("cpu")) is not None, reason="no C++ compiler")
+@in_cpp
 def test_the_compiled_step_copies_no_cache(save: Callable[..., Path]) -> None:
     """Nothing of the size of a layer's keys is allocated: they are written and read in place."""
     model = load(save(num_hidden_layers=1), torch.float64)

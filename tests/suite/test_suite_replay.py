@@ -1,4 +1,4 @@
-"""Whatever an example is drawn from survives the file of a counterexample."""
+"""Whatever an example is drawn from survives the file of a counterexample, and a replay says what it decided."""
 
 import json
 from dataclasses import asdict, replace

@@ -73,7 +73,7 @@ def _compiled(step: Step, slots: int, device: torch.device) -> Step:
 
     def run(seen: int, aligned: bool) -> None:
         entries = ruler[:seen]
-        if slots > 2 and device.type != "cuda":  # a recording has one size
+        if slots > 2 and device.type != "cuda":  # a recording has one size, as have two slots
             torch._dynamo.mark_dynamic(entries, 0, min=2, max=slots)
         made(entries)
 
